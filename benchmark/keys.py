@@ -1,0 +1,26 @@
+"""Keyed randomness: what is drawn depends on the key alone, never on strategy, stack, neighbours or device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+
+def generator_seed(*key: int | str) -> int:
+    """A 63-bit seed from a key such as `(seed, "batches", task, epoch)`."""
+    text = "/".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by `generator_seed(*key)`."""
+    return torch.Generator().manual_seed(generator_seed(*key))
+
+
+def digest(content: Any) -> str:  # noqa: ANN401 (anything JSON can hold)
+    """16 hex digits that identify JSON-serialisable content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

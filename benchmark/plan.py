@@ -1,0 +1,146 @@
+"""Which runs train together: groups that share a first task, and in each group stacks that fit in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from benchmark import models
+from benchmark.data import ImageSet
+from benchmark.learner import EVALUATED, Recipe
+from benchmark.runs import Run
+
+T = TypeVar("T")
+
+LARGEST_ON_CPU = 32  # larger stacks gain no speed on a CPU, and results are written a stack at a time
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that branch from one trunk: the first task, trained once a seed.
+
+    Attributes:
+        seeds: of the trunk's runs; empty if every run trains the first task itself.
+        stacks: runs that train together.
+    """
+
+    seeds: tuple[int, ...]
+    stacks: tuple[tuple[Run, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to train.
+
+    Attributes:
+        groups: in order.
+        largest: most runs a stack may hold.
+        run_bytes: estimated memory of one run in a stack.
+    """
+
+    groups: tuple[Group, ...]
+    largest: int
+    run_bytes: int
+
+    @property
+    def stacks(self) -> int:
+        """Number of stacks."""
+        return sum(len(g.stacks) for g in self.groups)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return sum(len(stack) for g in self.groups for stack in g.stacks)
+
+    def describe(self) -> str:
+        """One line for people."""
+        sizes = [len(s) for g in self.groups for s in g.stacks]
+        trunk = sum(len(g.seeds) for g in self.groups)
+        shared = f", the first task trained once a seed ({trunk})" if trunk else ""
+        memory = f"about {self.run_bytes * max(sizes, default=0) / 2**20:.0f} MiB"
+        stacks = "1 stack" if self.stacks == 1 else f"{self.stacks} stacks"
+        return f"{self.runs} runs in {stacks} of {', '.join(map(str, sizes))}{shared}; {memory}"
+
+
+def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: int | None = None) -> Plan:
+    """Group runs, and split what would not fit in memory.
+
+    Args:
+        runs: of one scenario.
+        images: of one of its tasks, for the sizes.
+        device: whose free memory counts.
+        largest: most runs a stack may hold, whatever the memory; None to decide here.
+    """
+    runs = list(runs)
+    if not runs:
+        return Plan((), 0, 0)
+    run_bytes = max(_run_bytes(model, recipe, images) for model, recipe in dict.fromkeys((r.model, r.recipe) for r in runs))
+    # Half of what is free: caches, the data and evaluation want the rest.
+    fitting = max(int(_free_bytes(device) / 2 / run_bytes), 1)
+    largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
+    by_trunk: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        recipe = dataclasses.replace(run.recipe, batchnorm="update")
+        own = None if run.strategy.plain_first_task else _stack_key(run)
+        by_trunk.setdefault((run.model, recipe, own), []).append(run)
+    groups: list[Group] = []
+    for (_, _, own), members in by_trunk.items():  # type: ignore[misc]
+        seeds = list(dict.fromkeys(r.seed for r in members))
+        # A trunk is a stack too: no more seeds at a time than fit.
+        for part in _chunks(seeds, largest) if own is None else [seeds]:
+            stacks = _stacks([r for r in members if r.seed in set(part)], largest)
+            groups.append(Group(tuple(part) if own is None else (), stacks))
+    return Plan(tuple(groups), largest, run_bytes)
+
+
+def _stack_key(run: Run) -> Hashable:
+    """Runs of one group stack if all that is not a tensor is equal."""
+    return (run.strategy.family(), run.recipe.batchnorm)
+
+
+def _stacks(runs: list[Run], largest: int) -> tuple[tuple[Run, ...], ...]:
+    alike: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_stack_key(run), []).append(run)
+    return tuple(tuple(part) for members in alike.values() for part in _chunks(members, largest))
+
+
+def _chunks(items: list[T], largest: int) -> list[list[T]]:
+    """Parts of nearly equal size: a leftover of one run would train at the price of several."""
+    parts = -(-len(items) // largest)
+    bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
+    return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _run_bytes(model: str, recipe: Recipe, images: ImageSet) -> int:
+    """Parameters, gradients, moments, a strategy's anchor and importance, temporaries; activations of a batch."""
+    network = models.build(model, images.train_x.shape[1], images.classes, seed=0).eval()
+    outputs = 0
+
+    def count(module: nn.Module, args: object, y: torch.Tensor) -> None:
+        nonlocal outputs
+        outputs += y.numel()
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        network(torch.zeros(1, images.train_x.shape[1]))
+    values = 9 * sum(p.numel() for p in network.parameters()) + 4 * recipe.batch_size * (outputs + images.train_x.shape[1])
+    return values * (8 if recipe.precision == "float64" else 4) + EVALUATED * outputs * 4 // 1000
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 4 * 2**30  # not Linux: assume a small machine

@@ -1,0 +1,112 @@
+"""What a run is, what identifies it, and what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.keys import digest
+from benchmark.learner import Recipe
+from benchmark.scenarios import Scenario
+from strategies.base import Strategy
+
+NUMERICS = 1  # raised when a change of the code changes results, so that old results are not taken for new ones
+
+
+@dataclass(frozen=True)
+class Run:
+    """One strategy with fixed hyperparameters, one seed, one scenario, one recipe.
+
+    Attributes:
+        scenario: the tasks.
+        model: name of the network.
+        recipe: how every task is trained.
+        strategy: with its hyperparameters.
+        strategy_name: what the registry knows the strategy by.
+        label: the strategy and what distinguishes it within its experiment; for people, not part of the key.
+        seed: of initial weights, batches and everything else that is drawn.
+    """
+
+    scenario: Scenario
+    model: str
+    recipe: Recipe
+    strategy: Strategy
+    strategy_name: str
+    label: str
+    seed: int
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Identifies everything that determines the result."""
+        return digest({
+            "numerics": NUMERICS,
+            "scenario": self.scenario.spec(),
+            "model": self.model,
+            "recipe": dataclasses.asdict(self.recipe),
+            "strategy": self.strategy_name,
+            "options": self.strategy.options(),
+            "seed": self.seed,
+        })
+
+    @functools.cached_property
+    def trunk(self) -> str:
+        """Runs of equal trunk train the first task alike; empty where this run trains it in its own way."""
+        if not self.strategy.plain_first_task:
+            return ""
+        # Freezing BatchNorm begins after the first task.
+        recipe = dataclasses.asdict(dataclasses.replace(self.recipe, batchnorm="update"))
+        return digest([NUMERICS, self.scenario.spec(), self.model, recipe, self.seed])
+
+    def fields(self) -> dict[str, Any]:
+        """Every hyperparameter and recipe field, flat, as tables and trackers show them."""
+        return {
+            "scenario": self.scenario.name,
+            "incremental": self.scenario.incremental,
+            "model": self.model,
+            "strategy_name": self.strategy_name,
+            **self.strategy.options(),
+            **dataclasses.asdict(self.recipe),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on every task at one moment of training.
+
+    Attributes:
+        task: in training, from 1.
+        step: optimiser steps taken on that task.
+        accuracy: on each task, shape (T,).
+    """
+
+    task: int
+    step: int
+    accuracy: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+        run: whose result this is.
+        status: `finished`, or `diverged` if loss, parameters or optimiser state stopped being finite.
+        accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged.
+        train_seconds: wall time of training, this run's share of its stack and trunk.
+        stack_size: runs that trained together after the first task.
+        trunk_runs: runs of the experiment that shared the first task's training; 1 if it was this run's own.
+        trace: evaluations during training, if the recipe asks for them, ends of tasks included.
+    """
+
+    run: Run
+    status: str
+    accuracy: NDArray[np.float64]
+    train_seconds: float
+    stack_size: int
+    trunk_runs: int
+    trace: list[Evaluation] = field(default_factory=list)

@@ -1,0 +1,55 @@
+"""Strategies by name: built-in, from the entry-point group `forgetbench.strategies`, or as `package.module:Class`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+
+from strategies.base import Strategy
+from strategies.ewc import EWC
+from strategies.l2 import L2
+from strategies.naive import Naive
+
+GROUP = "forgetbench.strategies"
+BUILT_IN: dict[str, type[Strategy]] = {cls.name: cls for cls in (Naive, L2, EWC)}
+
+
+def names() -> list[str]:
+    """Every registered name: the built-in strategies first, then those of installed packages."""
+    return [*BUILT_IN, *sorted({e.name for e in entry_points(group=GROUP)} - BUILT_IN.keys())]
+
+
+def get(name: str) -> type[Strategy]:
+    """The strategy class of that name.
+
+    Args:
+        name: a registered name, or `package.module:Class`.
+
+    Raises:
+        ValueError: no such strategy, or what was imported is not one.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if ":" in name:
+        return _checked(name, _import(name))
+    for entry in entry_points(group=GROUP):
+        if entry.name == name:
+            return _checked(name, entry.load())
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown strategy {name!r}{hint} (forgetbench list strategies)")
+
+
+def _import(path: str) -> object:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"strategy {path!r} cannot be imported: {error}") from error
+
+
+def _checked(name: str, cls: object) -> type[Strategy]:
+    if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+        raise ValueError(f"strategy {name!r}: expected a subclass of strategies.Strategy, got {cls!r}")
+    return cls
