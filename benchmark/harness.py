@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +18,10 @@ from torch import Tensor
 
 from benchmark import models
 from benchmark.data import ImageSet
+from benchmark.executors import Cancelled, side_by_side
 from benchmark.keys import generator
 from benchmark.learner import Learner, Task, lift, like, tree_map
-from benchmark.plan import Group, Plan
+from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Evaluation, Result, Run
 from strategies.base import FinishedTask, Hparams, Params, State
 from strategies.naive import Naive
@@ -49,6 +53,23 @@ class Silent:
         """Ignore."""
 
 
+@dataclass(frozen=True)
+class _Site:
+    """What every stack of an execution shares.
+
+    Attributes:
+        tasks: images of each task, on the device.
+        device: where to train.
+        listener: hears about progress.
+        stop: set when nobody waits for results any more.
+    """
+
+    tasks: list[ImageSet]
+    device: torch.device
+    listener: Listener
+    stop: threading.Event
+
+
 @dataclass
 class _Branch:
     """A stack on its way through the tasks."""
@@ -67,28 +88,36 @@ def execute(plan: Plan, tasks: list[ImageSet], device: torch.device, listener: L
         plan: from `plan.make`.
         tasks: images of each task, on any device.
         device: where to train.
-        listener: hears about progress.
+        listener: hears about progress, from several threads.
 
     Yields:
         The results of one stack, as soon as it ends.
     """
-    listener = listener or Silent()
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)  # Adam's moments of dead pixels decay into denormals, which are slow
     moved = {id(images): _to(images, device) for images in tasks}
-    on_device = [moved[id(images)] for images in tasks]
+    site = _Site([moved[id(images)] for images in tasks], device, listener or Silent(), threading.Event())
     number = 0
     for group in plan.groups:
-        trunk = _trunk(group, on_device, device, number + 1, listener) if group.seeds else None
-        shared = [run.trunk for stack in group.stacks for run in stack]
+        trunks = [functools.partial(_trunk, group, tuple(seeds), site) for seeds in chunks(group.seeds, plan.largest, plan.workers)]
+        sources = _by_seed(side_by_side(trunks, plan.workers, site.stop))
+        jobs = []
         for stack in group.stacks:
             number += 1
-            listener.stack_started(number, len(stack), _title(stack))
-            if trunk:
-                branch = _branch_off(trunk, group, stack)
-            else:
-                branch = _start(stack, on_device, device)
-            yield _through_tasks(branch, on_device, device, listener, shared)
+            jobs.append(functools.partial(_train_stack, number, stack, group, sources, site))
+        yield from side_by_side(jobs, plan.workers, site.stop)
+
+
+def _by_seed(trunks: Iterator[_Branch]) -> dict[int, tuple[_Branch, int]]:
+    """Where each seed's trunk is: a branch and a row of it."""
+    return {run.seed: (branch, row) for branch in trunks for row, run in enumerate(branch.runs)}
+
+
+def _train_stack(
+    number: int, stack: tuple[Run, ...], group: Group, sources: dict[int, tuple[_Branch, int]], site: _Site
+) -> list[Result]:
+    site.listener.stack_started(number, len(stack), _title(stack))
+    branch = _branch_off(sources, group, stack) if sources else _start(stack, site)
+    users = Counter(run.trunk for s in group.stacks for run in s)
+    return _results(_through_tasks(branch, site), users)
 
 
 def _to(images: ImageSet, device: torch.device) -> ImageSet:
@@ -101,93 +130,97 @@ def _title(stack: tuple[Run, ...]) -> str:
     return ", ".join(labels) if len(labels) <= 3 else f"{', '.join(labels[:2])} and {len(labels) - 2} more"
 
 
-def _start(runs: tuple[Run, ...], tasks: list[ImageSet], device: torch.device) -> _Branch:
+def _start(runs: tuple[Run, ...], site: _Site) -> _Branch:
     """A stack before any training, evaluated: row 0 of the accuracy matrix."""
-    first, pixels = runs[0], tasks[0].train_x.shape[1]
-    classes = max(images.classes for images in tasks)
+    first, pixels = runs[0], site.tasks[0].train_x.shape[1]
+    classes = max(images.classes for images in site.tasks)
     networks = [models.build(first.model, pixels, classes, seed=run.seed) for run in runs]
-    learner = Learner.fresh(networks, first.recipe, pixels, device)
-    branch = _Branch(runs, learner, [], [], [0.0] * len(runs))
-    branch.rows.append(_evaluate(branch, tasks))
+    branch = _Branch(runs, Learner.fresh(networks, first.recipe, pixels, site.device), [], [], [0.0] * len(runs))
+    branch.rows.append(_evaluate(branch, site))
     return branch
 
 
-def _trunk(group: Group, tasks: list[ImageSet], device: torch.device, number: int, listener: Listener) -> _Branch:
+def _trunk(group: Group, seeds: tuple[int, ...], site: _Site) -> _Branch:
     """The first task, trained once a seed without a strategy."""
-    model = group.stacks[0][0]
-    runs = tuple(
-        dataclasses.replace(model, strategy=Naive(), strategy_name="naive", label="trunk", seed=seed) for seed in group.seeds
-    )
-    listener.stack_started(number, len(runs), "first task, shared")
-    branch = _start(runs, tasks, device)
-    _train(branch, 1, tasks, {}, _hparams(runs, device, branch.learner), listener)
+    like_all = dataclasses.replace(group.stacks[0][0], strategy=Naive(), strategy_name="naive", label="trunk")
+    branch = _start(tuple(dataclasses.replace(like_all, seed=seed) for seed in seeds), site)
+    site.listener.stack_started(0, len(seeds), "first task, shared")
+    _train(branch, 1, site, {}, {})
     return branch
 
 
-def _branch_off(trunk: _Branch, group: Group, stack: tuple[Run, ...]) -> _Branch:
+def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tuple[Run, ...]) -> _Branch:
     """Copies of the trunk's runs, one a run of the stack."""
-    rows = [group.seeds.index(run.seed) for run in stack]
-    users = [sum(run.seed == seed for s in group.stacks for run in s) for seed in group.seeds]
+    users = Counter(run.seed for s in group.stacks for run in s)
+    places = [sources[run.seed] for run in stack]
+
+    def rows(pick: Callable[[_Branch], Tensor]) -> Tensor:
+        return torch.stack([pick(trunk)[row] for trunk, row in places])
+
+    first = places[0][0]
     return _Branch(
         stack,
-        trunk.learner.take(rows, stack[0].recipe),
-        [row[rows] for row in trunk.rows],
-        [(task, step, accuracy[rows]) for task, step, accuracy in trunk.trace],
-        [trunk.seconds[row] / users[row] for row in rows],
+        Learner.branch([(trunk.learner, row) for trunk, row in places], stack[0].recipe),
+        [rows(lambda trunk, k=k: trunk.rows[k]) for k in range(len(first.rows))],
+        [(task, step, rows(lambda trunk, k=k: trunk.trace[k][2])) for k, (task, step, _) in enumerate(first.trace)],
+        [trunk.seconds[row] / users[run.seed] for run, (trunk, row) in zip(stack, places, strict=True)],
     )
 
 
-def _through_tasks(
-    branch: _Branch, tasks: list[ImageSet], device: torch.device, listener: Listener, shared: list[str]
-) -> list[Result]:
-    """Train what is left, consolidating between tasks, and report."""
+def _through_tasks(branch: _Branch, site: _Site) -> _Branch:
+    """Train the tasks that are left, consolidating between them."""
     learner, strategy = branch.learner, branch.runs[0].strategy
-    hparams = _hparams(branch.runs, device, learner)
+    hparams = _hparams(branch)
     params = {k: p.detach() for k, p in learner.params.items()}
     state: State = lift(strategy.init, learner.runs)(params)
     trained = len(branch.rows) - 1
     if trained:
-        state = _consolidate(branch, trained, tasks, state, hparams, listener)
-    for task in range(trained + 1, len(tasks) + 1):
-        state = _train(branch, task, tasks, state, hparams, listener)
-        if task < len(tasks):
-            state = _consolidate(branch, task, tasks, state, hparams, listener)
-    return _results(branch, shared)
+        state = _consolidate(branch, trained, site, state, hparams)
+    for task in range(trained + 1, len(site.tasks) + 1):
+        state = _train(branch, task, site, state, hparams)
+        if task < len(site.tasks):
+            state = _consolidate(branch, task, site, state, hparams)
+    return branch
 
 
-def _train(
-    branch: _Branch, task: int, tasks: list[ImageSet], state: State, hparams: Hparams, listener: Listener
-) -> State:
+def _train(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
     """One task: train and evaluate."""
     learner, runs, recipe = branch.learner, branch.runs, branch.learner.recipe
+    images, tasks = len(site.tasks[task - 1].train_y), len(site.tasks)
+
+    def every_step(step: int) -> None:
+        if site.stop.is_set():
+            raise Cancelled
+        if recipe.evaluate_every and step % recipe.evaluate_every == 0:
+            branch.trace.append((task, step, _evaluate(branch, site)))
+
     started = time.perf_counter()
     if task > 1 and recipe.optimizer_state == "reset":
         learner.reset_optimizer()
     state = learner.train(
-        _task(task, tasks, runs, learner.device),
-        lambda epoch: _batches(runs, task, epoch, len(tasks[task - 1].train_y)).to(learner.device),
+        _task(task, runs, site),
+        lambda epoch: _batches(runs, task, epoch, images).to(site.device),
         runs[0].strategy,
         state,
         hparams,
         frozen_batchnorm=task > 1 and recipe.batchnorm == "freeze-after-first",
-        every_epoch=lambda epoch, epochs, loss: listener.epoch_done(len(runs), task, len(tasks), epoch, epochs, loss),
-        every_steps=lambda step: branch.trace.append((task, step, _evaluate(branch, tasks))),
+        every_epoch=lambda epoch, epochs, loss: site.listener.epoch_done(len(runs), task, tasks, epoch, epochs, loss),
+        every_step=every_step,
     )
     share = (time.perf_counter() - started) / len(runs)
     branch.seconds = [seconds + share for seconds in branch.seconds]
-    branch.rows.append(_evaluate(branch, tasks))
-    if recipe.evaluate_every:
-        steps = recipe.steps(len(tasks[task - 1].train_y))[1]
-        if not branch.trace or branch.trace[-1][:2] != (task, steps):
-            branch.trace.append((task, steps, branch.rows[-1]))
+    branch.rows.append(_evaluate(branch, site))
+    steps = recipe.steps(images)[1]
+    if recipe.evaluate_every and steps % recipe.evaluate_every:
+        branch.trace.append((task, steps, branch.rows[-1]))
     return state
 
 
-def _task(number: int, tasks: list[ImageSet], runs: tuple[Run, ...], device: torch.device) -> Task:
-    images = tasks[number - 1]
+def _task(number: int, runs: tuple[Run, ...], site: _Site) -> Task:
+    images = site.tasks[number - 1]
     orders = [run.scenario.pixel_order(number, run.seed, images.train_x.shape[1]) for run in runs]
     stacked = [order for order in orders if order is not None]
-    return Task(number, images, torch.stack(stacked).to(device) if stacked else None)
+    return Task(number, images, torch.stack(stacked).to(site.device) if stacked else None)
 
 
 def _batches(runs: tuple[Run, ...], task: int, epoch: int, images: int) -> Tensor:
@@ -199,28 +232,25 @@ def _batches(runs: tuple[Run, ...], task: int, epoch: int, images: int) -> Tenso
     return torch.stack([orders[run.seed][: steps * size].view(steps, size) for run in runs], dim=1)
 
 
-def _evaluate(branch: _Branch, tasks: list[ImageSet]) -> Tensor:
+def _evaluate(branch: _Branch, site: _Site) -> Tensor:
     """Test accuracy of every run on every task, shape (R, T)."""
-    learner = branch.learner
-    rows = [learner.accuracy(_task(j, tasks, branch.runs, learner.device)) for j in range(1, len(tasks) + 1)]
+    rows = [branch.learner.accuracy(_task(j, branch.runs, site)) for j in range(1, len(site.tasks) + 1)]
     return torch.stack(rows, dim=1)
 
 
-def _hparams(runs: tuple[Run, ...], device: torch.device, learner: Learner) -> Hparams:
+def _hparams(branch: _Branch) -> Hparams:
     """One value a run, each of shape (R,)."""
+    runs, like_these = branch.runs, {"dtype": branch.learner.recipe.dtype, "device": branch.learner.device}
     names = runs[0].strategy.hyperparameters()
-    dtype = learner.recipe.dtype
-    return {n: torch.tensor([getattr(r.strategy, n) for r in runs], dtype=dtype, device=device) for n in names}
+    return {name: torch.tensor([getattr(run.strategy, name) for run in runs], **like_these) for name in names}
 
 
-def _consolidate(
-    branch: _Branch, task: int, tasks: list[ImageSet], state: State, hparams: Hparams, listener: Listener
-) -> State:
+def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
     """Measure what the task made important, then let the strategy update its state."""
     learner, strategy = branch.learner, branch.runs[0].strategy
     if not strategy.overrides("consolidate"):
         return state
-    measured = _measure(branch, task, tasks, listener)
+    measured = _measure(branch, task, site)
     params = {k: p.detach() for k, p in learner.params.items()}
     new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
     # Tensors that meet parameters in every step lie in memory as they do.
@@ -230,16 +260,18 @@ def _consolidate(
     }
 
 
-def _measure(branch: _Branch, task: int, tasks: list[ImageSet], listener: Listener) -> Params:
+def _measure(branch: _Branch, task: int, site: _Site) -> Params:
     """What `Strategy.measure` says of each run, stacked; runs that branched off alike are measured once."""
-    learner, seen = branch.learner, _task(task, tasks, branch.runs, branch.learner.device)
+    learner, seen = branch.learner, _task(task, branch.runs, site)
     done: dict[object, Params] = {}
     rows: list[Params] = []
     for r, run in enumerate(branch.runs):
         fresh_trunk = run.trunk and task == 1
         key = (run.trunk, type(run.strategy), _measured_by(run)) if fresh_trunk else (r,)
         if key not in done:
-            listener.consolidating(task, r, len(branch.runs))
+            if site.stop.is_set():
+                raise Cancelled
+            site.listener.consolidating(task, r, len(branch.runs))
             order = seen.order[r] if seen.order is not None else None
             x = seen.inputs(seen.images.train_x, learner.recipe.dtype, order)
             finished = FinishedTask(task, x, seen.images.train_y, generator(run.seed, "measure", task))
@@ -255,7 +287,7 @@ def _measured_by(run: Run) -> tuple[tuple[str, object], ...]:
     return tuple((k, v) for k, v in run.strategy.options().items() if k not in hypers)
 
 
-def _results(branch: _Branch, shared: list[str]) -> list[Result]:
+def _results(branch: _Branch, users: Counter[str]) -> list[Result]:
     matrices: NDArray[np.float64] = torch.stack(branch.rows, dim=1).cpu().numpy()  # (R, T + 1, T)
     diverged = branch.learner.diverged.tolist()
     trace = [(task, step, accuracy.cpu().numpy()) for task, step, accuracy in branch.trace]
@@ -266,7 +298,7 @@ def _results(branch: _Branch, shared: list[str]) -> list[Result]:
             accuracy=matrices[r],
             train_seconds=branch.seconds[r],
             stack_size=len(branch.runs),
-            trunk_runs=shared.count(run.trunk) if run.trunk else 1,
+            trunk_runs=users[run.trunk] if run.trunk else 1,
             trace=[Evaluation(task, step, accuracy[r]) for task, step, accuracy in trace],
         )
         for r, run in enumerate(branch.runs)

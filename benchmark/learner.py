@@ -5,6 +5,7 @@ Parameters and buffers carry a leading axis of R runs. Loss and penalty are writ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,8 +151,9 @@ class Learner:
         self.reset_optimizer()
         for k, values in (optimizer_state or {}).items():
             p = self.params[k]
-            self.optimizer.state[p] = {
-                name: like(p, value) if value.shape == p.shape else value.clone() for name, value in values.items()
+            self.optimizer.state[self.flat[k]] = {
+                name: in_memory_order(like(p, value)) if value.shape == p.shape else value.clone()
+                for name, value in values.items()
             }
 
     @classmethod
@@ -174,33 +176,57 @@ class Learner:
         """Where the stack lives."""
         return next(iter(self.params.values())).device
 
-    def take(self, rows: list[int], recipe: Recipe) -> Learner:
-        """A new learner whose runs start as copies of some of these.
+    @classmethod
+    def branch(cls, sources: list[tuple[Learner, int]], recipe: Recipe) -> Learner:
+        """A new learner whose runs start as copies of runs of others, optimiser included.
 
         Args:
-            rows: run r starts as a copy of `rows[r]`.
+            sources: run r starts as a copy of run `sources[r][1]` of learner `sources[r][0]`.
             recipe: of the new runs.
         """
-        index = torch.tensor(rows, device=self.device)
+
+        def stacked(tensors: Callable[[Learner], Params]) -> Params:
+            trees = {id(learner): tensors(learner) for learner, _ in sources}
+            return {k: torch.stack([trees[id(s)][k][row] for s, row in sources]) for k in trees[id(sources[0][0])]}
+
+        first = sources[0][0]
+        states = {id(learner): learner.optimizer_state() for learner, _ in sources}
         state = {
-            k: {n: v[index] if v.shape == p.shape else v for n, v in self.optimizer.state[p].items()}
-            for k, p in self.params.items()
+            k: {
+                n: torch.stack([states[id(s)][k][n][row] for s, row in sources]) if v.ndim else v
+                for n, v in states[id(first)][k].items()
+            }
+            for k in first.params
         }
-        params = {k: p.detach()[index] for k, p in self.params.items()}
-        buffers = {k: b[index] for k, b in self.buffers.items()}
-        taken = Learner(self.model, params, buffers, recipe, self.pixels, state)
-        taken.diverged = self.diverged[index]
-        return taken
+        params, buffers = stacked(lambda s: {k: p.detach() for k, p in s.params.items()}), stacked(lambda s: s.buffers)
+        # A model of its own: stacks may train side by side, and `functional_call` puts values into the module.
+        new = cls(copy.deepcopy(first.model), params, buffers, recipe, first.pixels, state)
+        new.diverged = torch.stack([s.diverged[row] for s, row in sources])
+        return new
 
     def reset_optimizer(self) -> None:
         """A fresh optimiser, without moments or momentum."""
-        recipe, params = self.recipe, list(self.params.values())
+        # One flat view a parameter: the fused CPU kernels copy tensors that are not contiguous, and misread gradients
+        # that lie in memory in another order than their parameter.
+        self.flat = {k: in_memory_order(p.detach()) for k, p in self.params.items()}
+        recipe, params = self.recipe, list(self.flat.values())
         common = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
         if recipe.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(params, momentum=recipe.momentum, **common)
         else:
             cls = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
             self.optimizer = cls(params, **common)
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """The optimiser's tensors by parameter, those of a parameter's size in its shape (R, ...)."""
+        return {
+            k: {
+                name: v.as_strided(p.shape, p.stride()) if v.numel() == p.numel() and v.ndim else v
+                for name, v in self.optimizer.state[self.flat[k]].items()
+                if isinstance(v, Tensor)
+            }
+            for k, p in self.params.items()
+        }
 
     def train(
         self,
@@ -212,7 +238,7 @@ class Learner:
         *,
         frozen_batchnorm: bool = False,
         every_epoch: Callable[[int, int, float], None] = lambda epoch, epochs, loss: None,
-        every_steps: Callable[[int], None] = lambda step: None,
+        every_step: Callable[[int], None] = lambda step: None,
     ) -> State:
         """Train every run on one task.
 
@@ -224,7 +250,7 @@ class Learner:
             hparams: one value a run, each of shape (R,).
             frozen_batchnorm: train in eval mode.
             every_epoch: called after each epoch with its number from 1, how many there are, and the mean loss.
-            every_steps: called after every `recipe.evaluate_every` steps with the number of steps taken.
+            every_step: called after each step with the number of steps taken.
 
         Returns:
             The strategy's state after the last step.
@@ -237,13 +263,12 @@ class Learner:
             batches = index(epoch)[: steps - done]
             total = torch.zeros(self.runs, dtype=recipe.dtype, device=self.device)
             for batch in batches:
-                # Evaluation in between leaves the network in eval mode.
+                # Evaluation after a step leaves the network in eval mode.
                 self.model.train(not frozen_batchnorm)
                 loss, state = self._step(*task.batch(batch, recipe.dtype), strategy, state, hparams)
                 total += loss
                 done += 1
-                if recipe.evaluate_every and done % recipe.evaluate_every == 0:
-                    every_steps(done)
+                every_step(done)
             self._note_divergence(total)
             every_epoch(epoch + 1, epochs, float(total[~self.diverged].mean()) / len(batches))
         return state
@@ -259,8 +284,8 @@ class Learner:
             extra = lift(strategy.penalty_gradient, self.runs)(state, params, hparams)
             gradient = {k: g + extra[k] for k, g in gradient.items()}
         for k, p in self.params.items():
-            # The fused optimisers take gradients to lie in memory as parameters do, and do not check.
-            p.grad = gradient[k] if gradient[k].stride() == p.stride() else like(p, gradient[k])
+            g = gradient[k] if gradient[k].stride() == p.stride() else like(p, gradient[k])
+            self.flat[k].grad = in_memory_order(g)
         if strategy.overrides("after_step"):
             before = {k: p.clone() for k, p in params.items()}
             self.optimizer.step()
@@ -309,9 +334,9 @@ class Learner:
         The optimiser counts: Adam divides by an infinite second moment, and the run would stand still unnoticed.
         """
         finite = loss.isfinite()
-        for p in self.params.values():
-            state = [v for v in self.optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape]
-            for tensor in (p.detach(), *state):
+        for k, state in self.optimizer_state().items():
+            p = self.params[k].detach()
+            for tensor in (p, *(v for v in state.values() if v.shape == p.shape)):
                 # A sum is finite only if every entry is, or overflows, which is divergence too.
                 finite &= tensor.flatten(1).sum(1).isfinite()
         self.diverged |= ~finite
@@ -333,3 +358,8 @@ class Learner:
 def like(layout: Tensor, value: Tensor) -> Tensor:
     """A copy of `value` in the memory layout of `layout`."""
     return torch.empty_like(layout, dtype=value.dtype, requires_grad=False).copy_(value.detach())
+
+
+def in_memory_order(t: Tensor) -> Tensor:
+    """A dense tensor as one flat view of its memory."""
+    return t.as_strided((t.numel(),), (1,))

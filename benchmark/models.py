@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,8 @@ class MlpBN(nn.Module):
         return logits
 
 
+_BUILDING = threading.Lock()
+
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {"mlp-bn": MlpBN}
 
 
@@ -63,6 +66,7 @@ def build(name: str, pixels: int, classes: int, *, seed: int) -> nn.Module:
         seed: of the run.
     """
     check(name)
-    with torch.random.fork_rng(devices=[]):
+    # The layers' own initialisation draws from the process's generator, which stacks side by side share.
+    with _BUILDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed(seed, "init"))
         return MODELS[name](pixels, classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmark import models
 from benchmark.data import ImageSet
+from benchmark.executors import workers_for
 from benchmark.learner import EVALUATED, Recipe
 from benchmark.runs import Run
 
@@ -42,11 +43,13 @@ class Plan:
         groups: in order.
         largest: most runs a stack may hold.
         run_bytes: estimated memory of one run in a stack.
+        workers: how many stacks train side by side.
     """
 
     groups: tuple[Group, ...]
     largest: int
     run_bytes: int
+    workers: int = 1
 
     @property
     def stacks(self) -> int:
@@ -60,12 +63,19 @@ class Plan:
 
     def describe(self) -> str:
         """One line for people."""
-        sizes = [len(s) for g in self.groups for s in g.stacks]
+        sizes = sorted((len(s) for g in self.groups for s in g.stacks), reverse=True)
         trunk = sum(len(g.seeds) for g in self.groups)
         shared = f", the first task trained once a seed ({trunk})" if trunk else ""
-        memory = f"about {self.run_bytes * max(sizes, default=0) / 2**20:.0f} MiB"
+        memory = f"about {self.run_bytes * sum(sizes[: self.workers]) / 2**20:.0f} MiB"
         stacks = "1 stack" if self.stacks == 1 else f"{self.stacks} stacks"
-        return f"{self.runs} runs in {stacks} of {', '.join(map(str, sizes))}{shared}; {memory}"
+        together = f", {self.workers} side by side" if min(self.workers, self.stacks) > 1 else ""
+        return f"{self.runs} runs in {stacks} of {_listed(sizes)}{together}{shared}; {memory}"
+
+
+def _listed(sizes: list[int]) -> str:
+    """12, 12, 3 -> `2 x 12, 3`."""
+    counts = {size: sizes.count(size) for size in sizes}
+    return ", ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in counts.items())
 
 
 def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: int | None = None) -> Plan:
@@ -81,8 +91,9 @@ def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: i
     if not runs:
         return Plan((), 0, 0)
     run_bytes = max(_run_bytes(model, recipe, images) for model, recipe in dict.fromkeys((r.model, r.recipe) for r in runs))
+    workers = workers_for(device)
     # Half of what is free: caches, the data and evaluation want the rest.
-    fitting = max(int(_free_bytes(device) / 2 / run_bytes), 1)
+    fitting = max(int(_free_bytes(device) / 2 / run_bytes / workers), 1)
     largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
@@ -93,10 +104,10 @@ def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: i
     for (_, _, own), members in by_trunk.items():  # type: ignore[misc]
         seeds = list(dict.fromkeys(r.seed for r in members))
         # A trunk is a stack too: no more seeds at a time than fit.
-        for part in _chunks(seeds, largest) if own is None else [seeds]:
-            stacks = _stacks([r for r in members if r.seed in set(part)], largest)
+        for part in chunks(seeds, largest * workers) if own is None else [seeds]:
+            stacks = _stacks([r for r in members if r.seed in set(part)], largest, workers)
             groups.append(Group(tuple(part) if own is None else (), stacks))
-    return Plan(tuple(groups), largest, run_bytes)
+    return Plan(tuple(groups), largest, run_bytes, workers)
 
 
 def _stack_key(run: Run) -> Hashable:
@@ -104,16 +115,26 @@ def _stack_key(run: Run) -> Hashable:
     return (run.strategy.family(), run.recipe.batchnorm)
 
 
-def _stacks(runs: list[Run], largest: int) -> tuple[tuple[Run, ...], ...]:
+def _stacks(runs: list[Run], largest: int, workers: int) -> tuple[tuple[Run, ...], ...]:
     alike: dict[Hashable, list[Run]] = {}
     for run in runs:
         alike.setdefault(_stack_key(run), []).append(run)
-    return tuple(tuple(part) for members in alike.values() for part in _chunks(members, largest))
+    stacks = [tuple(part) for members in alike.values() for part in chunks(members, largest, workers)]
+    # Largest first, so that workers end at about the same time.
+    return tuple(sorted(stacks, key=len, reverse=True))
 
 
-def _chunks(items: list[T], largest: int) -> list[list[T]]:
-    """Parts of nearly equal size: a leftover of one run would train at the price of several."""
-    parts = -(-len(items) // largest)
+def chunks(items: Sequence[T], largest: int, workers: int = 1) -> list[Sequence[T]]:
+    """Parts of nearly equal size, enough to keep every worker busy.
+
+    Args:
+        items: to divide, in order.
+        largest: most items a part.
+        workers: how many parts are worked on at a time.
+    """
+    parts = max(-(-len(items) // largest), min(workers, len(items)))
+    if parts > workers:
+        parts = min(-(-parts // workers) * workers, len(items))
     bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
     return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
