@@ -127,7 +127,7 @@ def _to(images: ImageSet, device: torch.device) -> ImageSet:
 
 def _title(stack: tuple[Run, ...]) -> str:
     labels = list(dict.fromkeys(run.label for run in stack))
-    return ", ".join(labels) if len(labels) <= 3 else f"{', '.join(labels[:2])} and {len(labels) - 2} more"
+    return ", ".join(labels) if len(labels) <= 2 else f"{labels[0]} and {len(labels) - 1} more"
 
 
 def _start(runs: tuple[Run, ...], site: _Site) -> _Branch:

@@ -1,0 +1,1 @@
+"""The harness: data, scenarios, stacked training, results and tracking."""

@@ -1,0 +1,254 @@
+"""The command `forgetbench`. Thin: reads arguments, calls the library, prints. Slow imports wait until they are needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmark.tracking import Tracker
+
+app = typer.Typer(
+    help="Continual-learning strategies compared in one stacked harness, tracked in MLflow.\n\n"
+    "Example: forgetbench run permuted-digits",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Image sets: fetch and verify.\n\nExample: forgetbench data fetch mnist", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Out = Annotated[Path, typer.Option(help="Folder for results, the MLflow database and its artifacts.")]
+Uri = Annotated[Optional[str], typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]  # noqa: UP045
+DataDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder that holds the image files already, in torchvision's layout; also FORGETBENCH_DATA."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class What(str, Enum):
+    """What `list` can list."""
+
+    strategies = "strategies"
+    scenarios = "scenarios"
+    models = "models"
+    presets = "presets"
+    data = "data"
+
+
+@app.command()
+def run(
+    preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list presets) or a TOML file.")],
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="KEY=VALUE ... over the file, such as train.epochs=2 seeds=5.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    out: Out = Path("out"),
+    data_dir: DataDir = None,
+    tracking_uri: Uri = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not track now; `forgetbench sync` delivers later.")] = False,
+    max_stack: Annotated[Optional[int], typer.Option(min=1, help="Most runs a stack may hold.", show_default="by memory")] = None,  # noqa: UP045
+    debug: Debug = False,
+) -> None:
+    """Run an experiment: every strategy with every seed, results in OUT/<name>/ and in MLflow.
+
+    The same command again continues: finished runs are not run twice.
+
+    Example: forgetbench run mnist-fashion seeds=5 train.epochs=2
+    """
+    console = _console()
+    from benchmark import config
+
+    chosen = config.load(preset_or_file, overrides or [])
+    from benchmark import experiment
+    from benchmark.environment import resolve_device
+    from benchmark.terminal import Monitor, plain, result_table
+    from reports import overview
+
+    where = resolve_device(device)
+    # Before training starts: a server that does not answer should not be found out about at the end.
+    tracker = None if offline else _tracker(tracking_uri, out, chosen.name)
+    say = plain(console)
+    say(f"{chosen.name}: {chosen.scenario.name}, {len(chosen.entries)} strategies x {len(chosen.seeds)} seeds on {where}")
+    with Monitor(console) as monitor:
+        outcome = experiment.run(
+            chosen,
+            out=out,
+            device=where,
+            tracker=tracker,
+            illustrate=overview.contents,
+            data_dir=data_dir,
+            largest=max_stack,
+            say=say,
+            planned=monitor.planned,
+            listener=monitor,
+        )
+    console.print()
+    console.print(result_table(*outcome.frames()))
+    console.print()
+    say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
+    if tracker and not outcome.undelivered:
+        say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
+    else:
+        say(f"MLflow   not delivered; forgetbench sync{_options(tracking_uri, out)}")
+
+
+@app.command("list")
+def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
+    """List what an experiment file can name.
+
+    Example: forgetbench list strategies
+    """
+    from benchmark import listing
+
+    _console().print(listing.table(what.value))
+
+
+@app.command()
+def ui(
+    out: Out = Path("out"),
+    tracking_uri: Uri = None,
+    port: Annotated[int, typer.Option(help="Port to listen on, loopback only.")] = 5000,
+    debug: Debug = False,
+) -> None:
+    """Open the MLflow UI on the results: http://127.0.0.1:5000.
+
+    Example: forgetbench ui --port 5001
+    """
+    uri = tracking_uri or _default_uri(out)
+    if uri.startswith(("http://", "https://")):
+        from benchmark.tracking import redacted
+
+        _console().print(f"the tracking server has its own UI: {redacted(uri)}", highlight=False)
+        return
+    if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
+        raise typer.BadParameter(f"no results in {out} yet (forgetbench run permuted-digits)")
+    _console().print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C stops it)", highlight=False)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def sync(
+    out: Out = Path("out"),
+    tracking_uri: Uri = None,
+    debug: Debug = False,
+) -> None:
+    """Deliver results that MLflow does not have yet; what it has stays as it is.
+
+    Example: forgetbench sync --tracking-uri http://127.0.0.1:5000
+    """
+    from benchmark import experiment
+    from benchmark.results import ResultsError
+    from reports import overview
+
+    folders = sorted(path.parent for path in out.glob("*/runs.csv"))
+    if not folders:
+        raise ResultsError(f"no results in {out} (forgetbench run permuted-digits)")
+    for folder in folders:
+        new, held = experiment.sync(folder, _tracker(tracking_uri, out, folder.name), overview.contents)
+        _console().print(f"{folder.name}: {new} of {held} runs delivered, {held - new} were there", highlight=False)
+
+
+@data_app.command("fetch")
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Image sets (forgetbench list data).")],
+    debug: Debug = False,
+) -> None:
+    """Fetch image sets into the cache, trying each source in turn.
+
+    Example: forgetbench data fetch mnist fashion-mnist
+    """
+    from benchmark import data
+    from benchmark.terminal import plain
+
+    for name in names:
+        images = data.load(name, say=plain(_console()))
+        _console().print(f"{name}: {len(images.train_y)} training and {len(images.test_y)} test images", highlight=False)
+
+
+@data_app.command("verify")
+def verify(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are cached.")] = None,  # noqa: UP045
+    data_dir: DataDir = None,
+    debug: Debug = False,
+) -> None:
+    """Check the files on disk against the published checksums.
+
+    Example: forgetbench data verify mnist
+    """
+    from benchmark import data
+
+    cached = [name for name in data.NAMES if (data.cache_dir() / f"{name}.npz").is_file()]
+    for name in names or [*cached, "digits"]:
+        _console().print(f"{name}: {data.verify(name, data_dir)}", highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _default_uri(out: Path) -> str:
+    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+
+
+def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
+    from benchmark.results import ResultsError
+    from benchmark.tracking import Tracker
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    return Tracker(uri or _default_uri(out), name, out / "mlartifacts" / name)
+
+
+def _options(uri: str | None, out: Path) -> str:
+    """What a command needs to find these results, for copying."""
+    shown = f" --out {out}" if out != Path("out") else ""
+    return shown + (f" --tracking-uri {uri}" if uri else "")
+
+
+def main() -> None:
+    """Entry point: one clear line for what a user can mend, a traceback with --debug or for what is our fault."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; finished runs are kept, the same command continues", 130)
+    except Exception as error:
+        if "--debug" in sys.argv or not _expected(error):
+            raise
+        _fail(str(error), 2)
+
+
+def _expected(error: BaseException) -> bool:
+    """Whether this is an error that its message explains."""
+    names: dict[str, Any] = {
+        "benchmark.config": "ConfigError",
+        "benchmark.results": "ResultsError",
+        "benchmark.sources": "DataError",
+        "benchmark.tracking": "TrackingError",
+    }
+    # Only what was imported can have been raised; importing here would cost seconds.
+    ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)
+    return isinstance(error, (*ours, ValueError))
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stdout.flush()
+    print(f"forgetbench: {message}", file=sys.stderr)
+    sys.exit(status)

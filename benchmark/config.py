@@ -1,0 +1,328 @@
+"""Experiment files: TOML -> validated objects, every error at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import tomllib
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+
+from benchmark import models, scenarios
+from benchmark.learner import Recipe
+from benchmark.runs import Run
+from benchmark.scenarios import Scenario
+from strategies import registry
+from strategies.base import Strategy
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with an experiment file or a command line's overrides."""
+
+
+class TrainTable(BaseModel):
+    """The `[train]` table: how every task is trained. A strategy entry may override any key."""
+
+    model_config = STRICT
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-4, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    batch_size: int = Field(100, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    iterations: int | None = Field(None, ge=1)
+    batchnorm: Literal["update", "freeze-after-first"] = "update"
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    evaluate_every: int = Field(0, ge=0)
+
+
+class ExperimentTable(BaseModel):
+    """The whole file, strategies still as written."""
+
+    model_config = STRICT
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    scenario: str | list[str] | dict[str, Any]
+    model: str = "mlp-bn"
+    seeds: tuple[int, ...]
+    train: TrainTable = TrainTable(epochs=4)
+    strategy: list[dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("scenario")
+    @classmethod
+    def _known_scenario(cls, value: str | list[str] | dict[str, Any]) -> str | list[str] | dict[str, Any]:
+        scenarios.resolve(value)
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str) -> str:
+        models.check(value)
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, value: object) -> tuple[int, ...]:
+        seeds = range(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        whole = isinstance(seeds, list | range) and all(type(seed) is int and seed >= 0 for seed in seeds)
+        if not whole or not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"expected a count >= 1 or a list of distinct whole numbers >= 0, got {value!r}")
+        return tuple(seeds)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One strategy with fixed hyperparameters and its recipe: a row of the result table."""
+
+    label: str
+    name: str
+    strategy: Strategy
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated experiment.
+
+    Attributes:
+        name: of the experiment, its folder and its MLflow experiment.
+        scenario: the tasks.
+        model: name of the network.
+        seeds: of the runs of each entry.
+        entries: the strategies to compare.
+        content: the file with its overrides, as parsed.
+    """
+
+    name: str
+    scenario: Scenario
+    model: str
+    seeds: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    content: dict[str, Any]
+
+    def runs(self) -> list[Run]:
+        """Every entry with every seed."""
+        return [
+            Run(self.scenario, self.model, e.recipe, e.strategy, e.name, e.label, seed)
+            for e in self.entries
+            for seed in self.seeds
+        ]
+
+
+def presets() -> dict[str, Path]:
+    """Experiment files that come with the package, by name."""
+    folder = Path(str(resources.files("benchmark") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(preset_or_file: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Read, override and validate.
+
+    Args:
+        preset_or_file: name of a preset, or path of a TOML file.
+        overrides: `KEY=VALUE`, the key a dotted path and the value TOML, such as `train.epochs=2`.
+
+    Raises:
+        ConfigError: every error in one message, each with its path.
+    """
+    content = _read(preset_or_file)
+    for override in overrides:
+        _override(content, override)
+    return parse(content)
+
+
+def parse(content: dict[str, Any]) -> Experiment:
+    """Validate a parsed file.
+
+    Args:
+        content: as `tomllib` gives it.
+
+    Raises:
+        ConfigError: every error in one message, each with its path.
+    """
+    errors: list[str] = []
+    table: ExperimentTable | None = None
+    try:
+        table = ExperimentTable.model_validate(content)
+    except ValidationError as error:
+        errors += _lines(error, (), ExperimentTable)
+    train = content.get("train", {"epochs": 4})
+    entries: list[Entry] = []
+    written = content.get("strategy")
+    for i, entry in enumerate(written if isinstance(written, list) else []):
+        if isinstance(entry, dict):
+            entries += _entries(f"strategy.{i}", entry, train if isinstance(train, dict) else {}, errors)
+    for label in {e.label for e in entries if [o.label for o in entries].count(e.label) > 1}:
+        errors.append(f"strategy: {label!r} is there more than once")
+    if errors or table is None:
+        listed = "\n".join(f"  {line}" for line in dict.fromkeys(errors))
+        raise ConfigError(f"{len(dict.fromkeys(errors))} error(s) in the experiment:\n{listed}")
+    return Experiment(table.name, scenarios.resolve(table.scenario), table.model, table.seeds, tuple(entries), content)
+
+
+def _read(preset_or_file: str) -> dict[str, Any]:
+    path = Path(preset_or_file)
+    if preset_or_file in presets():
+        path = presets()[preset_or_file]
+    elif not path.is_file():
+        near = difflib.get_close_matches(preset_or_file, presets(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no preset and no file {preset_or_file!r}{hint} (forgetbench list presets)")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    """Set one dotted key.
+
+    Args:
+        content: changed in place.
+        text: `KEY=VALUE`.
+
+    Raises:
+        ConfigError: not of that form, or no such place.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r}: expected KEY=VALUE, such as train.epochs=2")
+    *parents, last = key.split(".")
+    place: Any = content
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if isinstance(place, list):
+            place[int(last)] = _value(value)
+            return
+        place[last] = _value(value)
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"override {text!r}: there is no {key!r} in the file") from None
+    _drop_alternative(place, last)
+
+
+def _value(text: str) -> Any:  # noqa: ANN401
+    """A TOML value, or the text itself where it is none: `seeds=5`, `train.batchnorm=update`."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _drop_alternative(table: dict[str, Any], key: str) -> None:
+    """Epochs and iterations exclude each other: the one set last counts."""
+    if key in {"epochs", "iterations"}:
+        table.pop({"epochs": "iterations", "iterations": "epochs"}[key], None)
+
+
+def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: list[str]) -> list[Entry]:
+    """The entries one `[[strategy]]` table stands for: a list of values makes a grid."""
+    if not isinstance(written.get("name"), str):
+        errors.append(f"{path}.name: expected the name of a strategy (forgetbench list strategies)")
+        return []
+    try:
+        cls = registry.get(written["name"])
+    except ValueError as error:
+        errors.append(f"{path}.name: {error}")
+        return []
+    options = {k: v if isinstance(v, list) else [v] for k, v in written.items() if k != "name"}
+    for key, values in options.items():
+        if not values:
+            errors.append(f"{path}.{key}: expected at least one value, got an empty list")
+    table = _strategy_table(cls)
+    found = []
+    for combination in itertools.product(*options.values()):
+        chosen = dict(zip(options, combination, strict=True))
+        own = {k: v for k, v in chosen.items() if k not in TrainTable.model_fields}
+        recipe = _recipe(path, train, {k: v for k, v in chosen.items() if k in TrainTable.model_fields}, errors)
+        try:
+            strategy = cls(**table.model_validate(own).model_dump())
+        except ValidationError as error:
+            errors += _lines(error, (path,), table, TrainTable)
+            continue
+        except ValueError as error:
+            errors.append(f"{path}: {error}")
+            continue
+        if recipe:
+            found.append(Entry(_label(written["name"], strategy, chosen), written["name"], strategy, recipe))
+    return found
+
+
+def _recipe(path: str, train: dict[str, Any], own: dict[str, Any], errors: list[str]) -> Recipe | None:
+    merged = dict(train)
+    for key, value in own.items():
+        merged[key] = value
+        _drop_alternative(merged, key)
+    if merged.get("epochs") is None and merged.get("iterations") is None:
+        merged["epochs"] = 4
+    if merged.get("epochs") is not None and merged.get("iterations") is not None:
+        errors.append("train: expected epochs or iterations, got both")
+        return None
+    try:
+        return Recipe(**TrainTable.model_validate(merged).model_dump())
+    except ValidationError as error:
+        # What is wrong in [train] itself is reported once, under its own path.
+        errors += [line for line in _lines(error, (path,), TrainTable) if line.split(":")[0].split(".")[-1] in own]
+        return None
+
+
+def _strategy_table(cls: type[Strategy]) -> type[BaseModel]:
+    """A pydantic model of a strategy's fields, their bounds included."""
+    hints = typing.get_type_hints(cls)
+    fields: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        low, high = f.metadata.get("low"), f.metadata.get("high")
+        bounds = {k: v for k, v in (("ge", low), ("le", high)) if v is not None and abs(v) != float("inf")}
+        default = ... if f.default is dataclasses.MISSING else f.default
+        fields[f.name] = (hints[f.name], Field(default, **bounds))
+    table: type[BaseModel] = create_model(cls.__name__, __config__=STRICT, **fields)
+    return table
+
+
+def _label(name: str, strategy: Strategy, chosen: dict[str, Any]) -> str:
+    """`ewc[estimator=notebook,lam=10000]`: what the file says, and λ always."""
+    shown = dict(chosen)
+    if "lam" in strategy.hyperparameters():
+        shown["lam"] = strategy.options()["lam"]
+    listed = ",".join(f"{k}={_short(v)}" for k, v in sorted(shown.items()))
+    return f"{name}[{listed}]" if listed else name
+
+
+def _short(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e7 else f"{value:g}"
+
+
+def _lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseModel]) -> list[str]:
+    """One line an error: path, what was expected, what came, the nearest known key."""
+    lines = []
+    for e in error.errors():
+        # A union (scenario) reports every alternative it tried; their tags are no part of the file's path.
+        loc = [str(part) for part in e["loc"] if part not in {"str", "list[str]", "dict[str,any]"}]
+        path = ".".join([*prefix, *loc])
+        if e["type"] == "extra_forbidden":
+            known = [name for table in ((TrainTable,) if loc[0] == "train" else tables) for name in table.model_fields]
+            near = difflib.get_close_matches(loc[-1], known, n=1)
+            lines.append(f"{path}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"))
+        elif e["type"] == "missing":
+            lines.append(f"{path}: missing")
+        else:
+            message = e["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+            message = message.replace("String should", "should").replace("List should", "should")
+            came = "" if e["type"] == "value_error" else f", got {e['input']!r}"
+            lines.append(f"{path}: {message}{came}")
+    return lines

@@ -1,0 +1,76 @@
+"""What a result was made with: versions, device, code revision, data."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from benchmark.data import ImageSet
+
+PACKAGES = ("forgetbench", "torch", "torchvision", "numpy", "mlflow")
+
+
+def describe(device: torch.device, tasks: Iterable[ImageSet]) -> dict[str, str]:
+    """The environment by name, as text.
+
+    Args:
+        device: that trains.
+        tasks: whose checksums to note.
+    """
+    found = {f"version.{name}": _version(name) for name in PACKAGES}
+    found["version.python"] = platform.python_version()
+    found["device"] = _device_name(device)
+    found["cores"] = str(os.cpu_count())
+    found["platform"] = platform.platform()
+    found["git_revision"] = _git_revision()
+    return found | {f"data.{images.name}": images.checksum for images in tasks}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there.
+
+    Args:
+        name: what the user asked for.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in {"cpu", "cuda"} or (number and not number.isdigit()):
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= int(number or 0):
+            raise ValueError(f"device {name!r} is not there: this machine has {count} CUDA device(s); use --device cpu")
+    return torch.device(name)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _git_revision() -> str:
+    """Of the code that runs, if it lies in a checkout; `+` marks uncommitted changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"

@@ -1,0 +1,172 @@
+"""An experiment from file to results: what is finished already, training, tables on disk, MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+
+from benchmark import environment, harness, plan, results, scenarios
+from benchmark.config import Experiment
+from benchmark.results import Record, Store
+from benchmark.tracking import Tracker, TrackingError, start_times
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+Illustrate = Callable[[pd.DataFrame, pd.DataFrame], tuple[str, dict[str, Any]]]
+"""Frames `runs` and `accuracy` -> a Markdown note and figures by file name, for the overview run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment left behind.
+
+    Attributes:
+        records: one a run, in the order of the experiment.
+        folder: of its tables.
+        overview: MLflow run id, or None where nothing was tracked.
+        undelivered: why MLflow does not have everything, or None.
+    """
+
+    records: list[Record]
+    folder: Path
+    overview: str | None
+    undelivered: str | None
+
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Tidy `runs` and `accuracy`, see `reports.tables`."""
+        return frames(self.records)
+
+
+def frames(records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tidy `runs` and `accuracy` of records, see `reports.tables`."""
+    runs = pd.DataFrame([
+        {"run_key": r.run_key, "strategy": r.strategy, "seed": r.seed, "status": r.status, **r.values} for r in records
+    ])
+    accuracy = pd.DataFrame(
+        [(r.strategy, r.seed, k, j + 1, r.accuracy[k, j]) for r in records for k, j in _cells(r)],
+        columns=["strategy", "seed", "after_task", "task", "accuracy"],
+    )
+    return runs, accuracy
+
+
+def _cells(r: Record) -> list[tuple[int, int]]:
+    rows, columns = r.accuracy.shape
+    return [(k, j) for k in range(rows) for j in range(columns)]
+
+
+def run(
+    experiment: Experiment,
+    *,
+    out: Path,
+    device: torch.device,
+    tracker: Tracker | None,
+    illustrate: Illustrate,
+    data_dir: Path | None = None,
+    largest: int | None = None,
+    say: Say = lambda line: None,
+    planned: Callable[[plan.Plan, Experiment], None] = lambda plan, experiment: None,
+    listener: harness.Listener | None = None,
+) -> Outcome:
+    """Run what is not finished yet, and track everything.
+
+    Args:
+        experiment: what to run.
+        out: its results go to `out/<name>/`.
+        device: where to train.
+        tracker: where runs are logged; None keeps them on disk only.
+        illustrate: draws the overview run's note and figures.
+        data_dir: as for `data.load`.
+        largest: most runs a stack may hold; None to decide by memory.
+        say: takes one line for each thing worth knowing.
+        planned: called before training with what will be trained.
+        listener: hears about progress, from several threads.
+
+    Raises:
+        ResultsError: the results cannot be written.
+        DataError: the images cannot be had.
+    """
+    started, wanted = time.time(), experiment.runs()
+    delivery = _Delivery(tracker, start_times(((r.key, r.seed) for r in wanted), started), say)
+    with Store(out / experiment.name) as store:
+        todo = [r for r in wanted if r.key not in store.records]
+        tasks = scenarios.load(experiment.scenario, data_dir, say)
+        if len(todo) < len(wanted):
+            say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
+        made = plan.make(todo, tasks[0], device, largest)
+        planned(made, experiment)
+        for finished in harness.execute(made, tasks, device, listener):
+            store.add(finished)
+            delivery.records(_of(experiment, store))
+        records = _of(experiment, store)
+        delivery.records(records)
+        overview = delivery.overview(records, environment.describe(device, tasks), store.folder, illustrate, started)
+    return Outcome(records, store.folder, overview, delivery.failure)
+
+
+def sync(folder: Path, tracker: Tracker, illustrate: Illustrate) -> tuple[int, int]:
+    """Deliver the results of an experiment's folder to MLflow; what is there already stays.
+
+    Args:
+        folder: `out/<name>/`.
+        tracker: where to.
+        illustrate: draws the overview run's note and figures.
+
+    Returns:
+        How many runs were new there, and how many the folder holds.
+
+    Raises:
+        TrackingError: the server stopped answering.
+    """
+    with Store(folder) as store:
+        records, started = list(store.records.values()), time.time()
+        new = tracker.deliver(records, start_times(((r.run_key, r.seed) for r in records), started))
+        if new:
+            _overview(tracker, records, {}, folder, illustrate, started)
+    return new, len(records)
+
+
+def _of(experiment: Experiment, store: Store) -> list[Record]:
+    """The finished runs of this experiment, in its order; the folder may hold runs of other settings."""
+    return [store.records[r.key] for r in experiment.runs() if r.key in store.records]
+
+
+class _Delivery:
+    """Delivery to a tracker that may fail: training goes on, and the failure is said once."""
+
+    def __init__(self, tracker: Tracker | None, start_times: dict[str, float], say: Say) -> None:
+        self._tracker, self._start_times, self._say = tracker, start_times, say
+        self.failure: str | None = None
+
+    def records(self, records: list[Record]) -> None:
+        self._try(lambda tracker: tracker.deliver(records, self._start_times))
+
+    def overview(
+        self, records: list[Record], environment: dict[str, str], folder: Path, illustrate: Illustrate, started: float
+    ) -> str | None:
+        return self._try(lambda tracker: _overview(tracker, records, environment, folder, illustrate, started))
+
+    def _try(self, call: Callable[[Tracker], T]) -> T | None:
+        if self._tracker is None:
+            return None
+        try:
+            return call(self._tracker)
+        except TrackingError as error:
+            self._tracker, self.failure = None, str(error)
+            self._say(f"{error}; results stay on disk, deliver them with `forgetbench sync`")
+            return None
+
+
+def _overview(
+    tracker: Tracker, records: list[Record], environment: dict[str, str], folder: Path, illustrate: Illustrate, started: float
+) -> str:
+    """What is common to all runs: shared fields, environment, tables and figures."""
+    note, figures = illustrate(*frames(records))
+    common = {k: v for k, v in records[0].fields.items() if v and all(r.fields.get(k) == v for r in records)}
+    csvs = {name: (folder / name).read_text(encoding="utf-8") for name in ("runs.csv", "accuracy.csv")}
+    return tracker.overview(common, environment, note, started, {"result_table.md": note, **csvs, **figures})

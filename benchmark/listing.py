@@ -1,0 +1,96 @@
+"""What an experiment file can name, as tables for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from rich.table import Table
+
+
+def table(what: str) -> Table:
+    """One row a thing.
+
+    Args:
+        what: strategies, scenarios, models, presets or data.
+    """
+    made: dict[str, Callable[[], Table]] = {
+        "strategies": _strategies,
+        "scenarios": _scenarios,
+        "models": _models,
+        "presets": _presets,
+        "data": _data,
+    }
+    return made[what]()
+
+
+def _new(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, show_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0].replace("[", r"\[")
+
+
+def _strategies() -> Table:
+    from strategies import registry
+
+    made = _new("strategy", "what it does", "option", "default", "meaning")
+    for name in registry.names():
+        cls = registry.get(name)
+        first = (name, _first_line(cls.__doc__))
+        fields = dataclasses.fields(cls)
+        for i, f in enumerate(fields):
+            made.add_row(*(first if i == 0 else ("", "")), f.name, str(f.default), f.metadata.get("doc", ""))
+        if not fields:
+            made.add_row(*first)
+        made.add_section()
+    return made
+
+
+def _scenarios() -> Table:
+    from benchmark import data, scenarios
+
+    made = _new("scenario", "tasks")
+    for name, sets in scenarios.SEQUENCES.items():
+        made.add_row(name, ", then ".join(sets))
+    for name, images in scenarios.PERMUTED.items():
+        made.add_row(name, f"{images}, each task after the first with its pixels shuffled; tasks = 5 by default")
+    made.add_row(r'\["a", "b", ...]', f"any sequence of image sets of one shape: {', '.join(data.NAMES)}")
+    return made
+
+
+def _models() -> Table:
+    from benchmark import models
+
+    made = _new("model", "network")
+    for name, build in models.MODELS.items():
+        made.add_row(name, _first_line(build.__doc__))
+    return made
+
+
+def _presets() -> Table:
+    from benchmark import config
+
+    made = _new("preset", "what it is for")
+    for name, path in config.presets().items():
+        comments = [line[2:] for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if line.startswith("# ")]
+        made.add_row(name, " ".join(comments))
+    return made
+
+
+def _data() -> Table:
+    from benchmark import data
+    from benchmark.sources import SPECS, sources
+
+    made = _new("image set", "cached", "sources, in order")
+    for name in data.NAMES:
+        if name in SPECS:
+            cached = "yes" if (data.cache_dir() / f"{name}.npz").is_file() else "no"
+            made.add_row(name, cached, ", ".join(title for title, _ in sources(SPECS[name])))
+        else:
+            made.add_row(name, "–", "comes with scikit-learn, needs no network")
+    return made

@@ -1,0 +1,143 @@
+"""What a person sees: progress while stacks train, and the table at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmark.config import Experiment
+    from benchmark.plan import Plan
+
+
+PLAIN_EVERY = 5.0  # seconds between lines where the output is not a terminal
+
+
+class Monitor:
+    """A `harness.Listener` that shows progress: live on a terminal, plain lines elsewhere. Use as a context manager.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("run-epochs"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[now]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._all: TaskID | None = None
+        self._stacks, self._done, self._total, self._trained = 0, 0, 0, 0
+        self._current: dict[int, str] = {}
+        self._started = self._said = time.monotonic()
+
+    def __enter__(self) -> Monitor:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def planned(self, plan: Plan, experiment: Experiment) -> None:
+        """Learn how much there is to do."""
+        if not plan.runs:
+            return
+        self._stacks, self._started = plan.stacks, time.monotonic()
+        self._total = _run_epochs(plan, experiment.scenario.tasks)
+        self._all = self._progress.add_task("training", total=self._total, now="")
+        self._console.print(plan.describe(), highlight=False, soft_wrap=True)
+
+    def stack_started(self, number: int, runs: int, title: str) -> None:
+        """Name what begins."""
+        self._current[threading.get_ident()] = f"{number}/{self._stacks} {title}" if number else title
+
+    def consolidating(self, task: int, done: int, total: int) -> None:
+        """Say that importances are measured, which can take as long as an epoch."""
+        self._show(f"measuring after task {task}, run {done + 1} of {total}")
+
+    def epoch_done(self, runs: int, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+        """Advance."""
+        self._trained += runs
+        now = f"task {task}/{tasks}, epoch {epoch}/{epochs}, loss {loss:.3f}"
+        if self._all is not None:
+            self._progress.advance(self._all, runs)
+        self._show(now)
+        due = time.monotonic() - self._said >= PLAIN_EVERY or self._trained == self._total
+        if not self._console.is_terminal and self._total and due:
+            self._said = time.monotonic()
+            left = (time.monotonic() - self._started) * (self._total / self._trained - 1)
+            stack = self._current.get(threading.get_ident(), "")
+            self._console.print(
+                f"[{self._trained}/{self._total} run-epochs, about {left:.0f} s left] {stack}: {now}",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+    def _show(self, now: str) -> None:
+        if self._all is not None:
+            self._progress.update(self._all, now=f"{self._current.get(threading.get_ident(), '')}: {now}")
+
+
+def _run_epochs(plan: Plan, tasks: int) -> int:
+    """Epochs of all runs together; a recipe in iterations reports the epochs they come to."""
+    total = 0
+    for group in plan.groups:
+        for stack in group.stacks:
+            own = tasks - 1 if group.seeds else tasks
+            total += len(stack) * own * (stack[0].recipe.epochs or 1)
+        if group.seeds:
+            total += len(group.seeds) * (group.stacks[0][0].recipe.epochs or 1)
+    return total
+
+
+def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
+    """Mean and spread of each strategy, in per cent.
+
+    Args:
+        runs: one row a run, see `reports.tables`.
+        accuracy: one row a cell of an accuracy matrix, see `reports.tables`.
+    """
+    from reports import tables
+
+    final = tables.final_by_task(accuracy)
+    shown = list(final.columns) if final.shape[1] <= 3 else []
+    summary = tables.summary(runs)
+    diverged = bool(summary["diverged"].sum())
+    table = Table(caption="mean ± standard deviation over n seeds, in per cent", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("strategy", overflow="fold")
+    table.add_column("n", justify="right")
+    for task in shown:
+        table.add_column(f"task {task}", justify="right")
+    metrics = ("average_accuracy", "forgetting", "learning_accuracy")
+    for metric in metrics:
+        table.add_column(tables.SHOWN[metric].replace(" ", "\n", 1), justify="right", no_wrap=True)
+    if diverged:
+        table.add_column("diverged", justify="right", style="red")
+    for _, row in summary.iterrows():
+        by_task = [tables.percent(final[task].get(row["strategy"], float("nan")), float("nan")) for task in shown]
+        cells = [tables.percent(row[m], row[f"{m}_std"]) for m in metrics]
+        extra = [str(row["diverged"] or "")] if diverged else []
+        # Brackets of a label are no markup.
+        table.add_row(str(row["strategy"]).replace("[", r"\["), str(row["n"]), *by_task, *cells, *extra)
+    return table
+
+
+def plain(console: Console) -> Callable[[str], None]:
+    """A `say` that prints lines as they are."""
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,255 @@
+"""MLflow: flat runs that the chart view compares at once, tied to one overview run that holds what is common.
+
+One process writes, through `MlflowClient` with one batch a run. What is delivered is found out by asking the server, so
+delivering twice is the same as once, and a run cut off in the middle is delivered anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmark.results import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TIMEOUT = 10  # seconds until a server that does not answer is said to be down
+KIND, KEY, STATUS, OVERVIEW = (f"forgetbench.{name}" for name in ("kind", "run_key", "status", "overview"))
+PAGE = 1000  # runs a search request
+
+
+def start_times(runs: Iterable[tuple[str, int]], started: float) -> dict[str, float]:
+    """When each run of an experiment is said to have begun: a millisecond apart, the first seed of every strategy last.
+
+    The runs of a stack begin together, and MLflow charts the ten newest: so those compare strategies.
+
+    Args:
+        runs: key and seed of every run of the experiment.
+        started: when the experiment began, in seconds since the epoch.
+    """
+    listed = list(runs)
+    seeds = list(dict.fromkeys(seed for _, seed in listed))
+    ranked = sorted(listed, key=lambda run: seeds.index(run[1]), reverse=True)
+    return {key: started + rank / 1000 for rank, (key, _) in enumerate(ranked, start=1)}
+
+
+class TrackingError(Exception):
+    """The tracking server cannot be used; results are on disk all the same."""
+
+
+def redacted(uri: str) -> str:
+    """A tracking URI without user name and password, fit for messages and tags."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+class Tracker:
+    """An MLflow experiment.
+
+    Args:
+        uri: tracking URI.
+        experiment: its name; made if missing.
+        artifacts: folder for artifacts where a new experiment's tracking store is a local database.
+
+    Raises:
+        TrackingError: nothing usable answers at that URI.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+        self.uri = uri
+        self._there: set[str] | None = None
+        _reachable(uri)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        with self._explained():
+            with _quiet():
+                from mlflow import MlflowClient
+
+                self._client = MlflowClient(tracking_uri=uri)
+                found = self._client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"the MLflow experiment {experiment!r} was deleted; restore it (mlflow experiments restore) or rename yours"
+                )
+            local = {"artifact_location": artifacts.resolve().as_uri()} if "://" in uri and not uri.startswith("http") else {}
+            self.experiment_id: str = found.experiment_id if found else self._client.create_experiment(experiment, **local)
+
+    def deliver(self, records: Iterable[Record], start_times: Mapping[str, float]) -> int:
+        """Log every record that is not there yet.
+
+        Args:
+            records: in any order.
+            start_times: by run key, in seconds since the epoch; see `start_times`.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            TrackingError: the server stopped answering.
+        """
+        with self._explained():
+            if self._there is None:
+                self._there = self._delivered()
+            new = [r for r in records if r.run_key not in self._there]
+            for r in new:
+                self._log(r, int(start_times[r.run_key] * 1000))
+                self._there.add(r.run_key)
+        return len(new)
+
+    def overview(self, params: dict[str, str], tags: dict[str, str], note: str, started: float, files: dict[str, Any]) -> str:
+        """Create or renew the overview run.
+
+        Args:
+            params: of the recipe.
+            tags: of the environment.
+            note: Markdown that the UI shows.
+            started: when the experiment began, in seconds since the epoch.
+            files: by name: text, or matplotlib figures.
+
+        Returns:
+            Its run id.
+
+        Raises:
+            TrackingError: the server stopped answering.
+        """
+        with self._explained():
+            run_id = self._overview_id(int(started * 1000))
+            known = self._client.get_run(run_id).data.params
+            self._batch(run_id, [], {k: v for k, v in params.items() if k not in known}, {**tags, "mlflow.note.content": note})
+            with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
+                for name, content in files.items():
+                    _save(Path(folder) / name, content)
+                self._client.log_artifacts(run_id, folder)
+            self._client.set_terminated(run_id)
+            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+        return run_id
+
+    def _overview_id(self, started_ms: int) -> str:
+        found = self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {KIND: "overview"}
+        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name="overview")
+        return str(run.info.run_id)
+
+    def _delivered(self) -> set[str]:
+        """Keys of the runs that are there whole; what was cut off is deleted."""
+        keys: set[str] = set()
+        token: str | None = None
+        while token != "":
+            page = self._client.search_runs(
+                [self.experiment_id], f"tags.`{KIND}` = 'run'", max_results=PAGE, page_token=token
+            )
+            for run in page:
+                if run.info.status in {"FINISHED", "FAILED"}:
+                    keys.add(run.data.tags[KEY])
+                else:
+                    self._client.delete_run(run.info.run_id)
+            token = page.token or ""
+        return keys
+
+    def _log(self, r: Record, started_ms: int) -> None:
+        from mlflow.entities import Metric
+
+        tags = {KIND: "run", KEY: r.run_key, STATUS: r.status}
+        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name=f"{r.strategy} seed {r.seed}")
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
+        metrics.append(Metric("train_seconds", float(r.facts["train_seconds"]), now, 0))
+        metrics += [
+            Metric(f"acc/task_{j + 1:02d}", float(v), now, k) for (k, j), v in np.ndenumerate(r.accuracy) if np.isfinite(v)
+        ]
+        params = {"strategy": r.strategy, "seed": str(r.seed), **r.fields, "trunk": r.facts["trunk"]}
+        self._batch(run.info.run_id, metrics, {k: v for k, v in params.items() if v}, {})
+        matrix = {"run_key": r.run_key, "rows": "after task 0..T", "columns": "task 1..T", "accuracy": _listed(r.accuracy)}
+        self._client.log_dict(run.info.run_id, matrix, "accuracy_matrix.json")
+        self._client.set_terminated(run.info.run_id, "FINISHED" if r.status == "finished" else "FAILED")
+
+    def _batch(self, run_id: str, metrics: list[Any], params: dict[str, str], tags: dict[str, str]) -> None:
+        """One request where the server's limits allow."""
+        from mlflow.entities import Param, RunTag
+
+        first = {"params": [Param(k, v) for k, v in params.items()], "tags": [RunTag(k, v) for k, v in tags.items()]}
+        room = 1000 - len(params) - len(tags)
+        self._client.log_batch(run_id, metrics=metrics[:room], **first)
+        for start in range(room, len(metrics), 1000):
+            self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """MLflow, SQLAlchemy and requests fail in their own ways: one error for all, without secrets."""
+        try:
+            yield
+        except TrackingError:
+            raise
+        except Exception as error:
+            reason = redacted(" ".join(str(error).split()))[:300]
+            raise TrackingError(f"MLflow at {redacted(self.uri)} failed: {reason}") from error
+
+
+def _listed(a: np.ndarray[Any, Any]) -> list[list[float | None]]:
+    """JSON has no NaN."""
+    return [[float(v) if np.isfinite(v) else None for v in row] for row in a]
+
+
+def _save(path: Path, content: str | Figure) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        content.savefig(path, dpi=200)
+
+
+def _reachable(uri: str) -> None:
+    """Ask before MLflow does, whose own retries take minutes.
+
+    Args:
+        uri: tracking URI.
+
+    Raises:
+        TrackingError: it is an HTTP server that does not answer.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    address = re.sub(r"//[^/@]*@", "//", uri).rstrip("/") + "/health"
+    try:
+        urllib.request.urlopen(address, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise TrackingError(_down(uri, f"HTTP {error.code}")) from None
+        # 401, 403 or 404: something answers; MLflow's client knows how to log in.
+    except (OSError, ValueError) as error:
+        raise TrackingError(_down(uri, str(getattr(error, "reason", error)))) from None
+
+
+def _down(uri: str, reason: str) -> str:
+    return (
+        f"the tracking server {redacted(uri)} does not answer ({reason}); "
+        "start it, or run with --offline and deliver later with `forgetbench sync`"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Creating the database logs every migration step."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Tracked results -> tables and figures. Imports neither torch nor the harness."""

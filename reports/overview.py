@@ -1,0 +1,22 @@
+"""What an experiment's overview run shows: a note with the result table, and the figures."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reports import figures, tables
+
+
+def contents(runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str, Figure]]:
+    """Markdown note and figures by file name.
+
+    Args:
+        runs: one row a run, see `reports.tables`.
+        accuracy: one row a cell of an accuracy matrix, see `reports.tables`.
+    """
+    note = "\n\n".join([
+        "Mean ± standard deviation over seeds, in per cent. Tables and figures are among the artifacts.",
+        tables.markdown(runs, accuracy),
+    ])
+    return note, figures.overview(accuracy)
