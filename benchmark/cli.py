@@ -1,12 +1,12 @@
-"""The command `forgetbench`. Thin: reads arguments, calls the library, prints. Slow imports wait until they are needed."""
+"""The command `forgetbench`. Thin: reads arguments, calls the library, prints. Slow imports wait until needed."""
 
 from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
@@ -23,19 +23,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Image sets: fetch and verify.\n\nExample: forgetbench data fetch mnist", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Image sets: fetch and verify.\n\nExample: forgetbench data fetch mnist", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
 
 Out = Annotated[Path, typer.Option(help="Folder for results, the MLflow database and its artifacts.")]
-Uri = Annotated[Optional[str], typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]  # noqa: UP045
+Uri = Annotated[Optional[str], typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]  # ruff: ignore[non-pep604-annotation-optional]
 DataDir = Annotated[
-    Optional[Path],  # noqa: UP045
+    Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
     typer.Option(help="Folder that holds the image files already, in torchvision's layout; also FORGETBENCH_DATA."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-class What(str, Enum):
+class What(StrEnum):
     """What `list` can list."""
 
     strategies = "strategies"
@@ -49,15 +51,19 @@ class What(str, Enum):
 def run(
     preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list presets) or a TOML file.")],
     overrides: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
         typer.Argument(help="KEY=VALUE ... over the file, such as train.epochs=2 seeds=5.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Out = Path("out"),
     data_dir: DataDir = None,
     tracking_uri: Uri = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not track now; `forgetbench sync` delivers later.")] = False,
-    max_stack: Annotated[Optional[int], typer.Option(min=1, help="Most runs a stack may hold.", show_default="by memory")] = None,  # noqa: UP045
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not track now; `forgetbench sync` delivers later.")
+    ] = False,
+    max_stack: Annotated[
+        int | None, typer.Option(min=1, help="Most runs a stack may hold.", show_default="by memory")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run an experiment: every strategy with every seed, results in OUT/<name>/ and in MLflow.
@@ -79,7 +85,8 @@ def run(
     # Before training starts: a server that does not answer should not be found out about at the end.
     tracker = None if offline else _tracker(tracking_uri, out, chosen.name)
     say = plain(console)
-    say(f"{chosen.name}: {chosen.scenario.name}, {len(chosen.entries)} strategies x {len(chosen.seeds)} seeds on {where}")
+    strategies, seeds = len(chosen.entries), len(chosen.seeds)
+    say(f"{chosen.name}: {chosen.scenario.name}, {strategies} strategies x {seeds} seeds on {where}")
     with Monitor(console) as monitor:
         outcome = experiment.run(
             chosen,
@@ -132,10 +139,21 @@ def ui(
         _console().print(f"the tracking server has its own UI: {redacted(uri)}", highlight=False)
         return
     if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
-        raise typer.BadParameter(f"no results in {out} yet (forgetbench run permuted-digits)")
+        _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
     _console().print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C stops it)", highlight=False)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     sys.stdout.flush()
     os.execv(sys.executable, command)
 
@@ -151,12 +169,11 @@ def sync(
     Example: forgetbench sync --tracking-uri http://127.0.0.1:5000
     """
     from benchmark import experiment
-    from benchmark.results import ResultsError
     from reports import overview
 
     folders = sorted(path.parent for path in out.glob("*/runs.csv"))
     if not folders:
-        raise ResultsError(f"no results in {out} (forgetbench run permuted-digits)")
+        _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
     for folder in folders:
         new, held = experiment.sync(folder, _tracker(tracking_uri, out, folder.name), overview.contents)
         _console().print(f"{folder.name}: {new} of {held} runs delivered, {held - new} were there", highlight=False)
@@ -176,12 +193,14 @@ def fetch(
 
     for name in names:
         images = data.load(name, say=plain(_console()))
-        _console().print(f"{name}: {len(images.train_y)} training and {len(images.test_y)} test images", highlight=False)
+        _console().print(
+            f"{name}: {len(images.train_y)} training and {len(images.test_y)} test images", highlight=False
+        )
 
 
 @data_app.command("verify")
 def verify(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are cached.")] = None,  # noqa: UP045
+    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are cached.")] = None,  # ruff: ignore[non-pep604-annotation-optional]
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> None:
@@ -248,7 +267,7 @@ def _expected(error: BaseException) -> bool:
     return isinstance(error, (*ours, ValueError))
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
     print(f"forgetbench: {message}", file=sys.stderr)
     sys.exit(status)

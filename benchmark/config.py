@@ -75,10 +75,11 @@ class ExperimentTable(BaseModel):
     @classmethod
     def _count_or_list(cls, value: object) -> tuple[int, ...]:
         seeds = range(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        whole = isinstance(seeds, list | range) and all(type(seed) is int and seed >= 0 for seed in seeds)
-        if not whole or not seeds or len(set(seeds)) < len(seeds):
+        listed = list(seeds) if isinstance(seeds, list | range) else []
+        whole = all(type(seed) is int and seed >= 0 for seed in listed)
+        if not listed or not whole or len(set(listed)) < len(listed):
             raise ValueError(f"expected a count >= 1 or a list of distinct whole numbers >= 0, got {value!r}")
-        return tuple(seeds)
+        return tuple(listed)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _override(content: dict[str, Any], text: str) -> None:
     _drop_alternative(place, last)
 
 
-def _value(text: str) -> Any:  # noqa: ANN401
+def _value(text: str) -> Any:
     """A TOML value, or the text itself where it is none: `seeds=5`, `train.batchnorm=update`."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -301,7 +302,7 @@ def _label(name: str, strategy: Strategy, chosen: dict[str, Any]) -> str:
     return f"{name}[{listed}]" if listed else name
 
 
-def _short(value: Any) -> str:  # noqa: ANN401
+def _short(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e7 else f"{value:g}"
@@ -317,7 +318,9 @@ def _lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseMo
         if e["type"] == "extra_forbidden":
             known = [name for table in ((TrainTable,) if loc[0] == "train" else tables) for name in table.model_fields]
             near = difflib.get_close_matches(loc[-1], known, n=1)
-            lines.append(f"{path}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"))
+            lines.append(
+                f"{path}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+            )
         elif e["type"] == "missing":
             lines.append(f"{path}: missing")
         else:

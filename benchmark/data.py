@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmark.sources import IDX_FILES, SPECS, DataError, Spec, dataset_class, sources, verify_raw
 
 NAMES = (*SPECS, "digits")
-OFFLINE = "offline choice: scenario = \"permuted-digits\" (its images come with scikit-learn)"
+OFFLINE = 'offline choice: scenario = "permuted-digits" (its images come with scikit-learn)'
 
 Say = Callable[[str], None]
 Arrays = dict[str, NDArray[np.uint8]]
@@ -126,7 +126,7 @@ def _from_folder(spec: Spec, folder: Path, say: Say) -> Arrays:
         return _read(spec, packed)
     if not (folder / spec.folder).is_dir():
         raise DataError(
-            f"{spec.name}: no {spec.folder}/ (torchvision's layout) and no {spec.name}.npz in the data folder {folder}; "
+            f"{spec.name}: no {spec.folder}/ (torchvision's layout) and no {spec.name}.npz in data folder {folder}; "
             f"without --data-dir and FORGETBENCH_DATA it is fetched; {OFFLINE}"
         )
     try:
@@ -171,7 +171,15 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
 
 
 def _read_raw(spec: Spec, root: Path) -> Arrays:
-    """Verified files in torchvision's layout, read by torchvision."""
+    """Verified files in torchvision's layout, read by torchvision.
+
+    Args:
+        spec: of the set.
+        root: folder that holds them.
+
+    Raises:
+        DataError: missing, corrupt or unreadable.
+    """
     verify_raw(spec, root)
     arrays: Arrays = {}
     for part, train in (("train", True), ("test", False)):
@@ -187,7 +195,15 @@ def _read_raw(spec: Spec, root: Path) -> Arrays:
 
 
 def _read(spec: Spec, path: Path) -> Arrays:
-    """The cached arrays, verified."""
+    """The cached arrays, verified.
+
+    Args:
+        spec: of the set.
+        path: of our cache file.
+
+    Raises:
+        DataError: corrupt, truncated, or not the published images.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {part: file[part] for part in PARTS}
@@ -226,8 +242,11 @@ def _image_set(spec: Spec, arrays: Arrays) -> ImageSet:
     image = arrays["train_x"].shape[1:]
     shape = (1, *image) if len(image) == 2 else image
     return ImageSet(
-        spec.name,
-        *(_tensor(arrays[part]) for part in PARTS),
+        name=spec.name,
+        train_x=_tensor(arrays["train_x"]),
+        train_y=_tensor(arrays["train_y"]),
+        test_x=_tensor(arrays["test_x"]),
+        test_y=_tensor(arrays["test_y"]),
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
         classes=spec.classes,
         scale=255.0,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pandas as pd
 import torch
 
-from benchmark import environment, harness, plan, results, scenarios
+from benchmark import environment, harness, plan, scenarios
 from benchmark.config import Experiment
 from benchmark.results import Record, Store
 from benchmark.tracking import Tracker, TrackingError, start_times
@@ -45,9 +45,12 @@ class Outcome:
 
 def frames(records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tidy `runs` and `accuracy` of records, see `reports.tables`."""
-    runs = pd.DataFrame([
-        {"run_key": r.run_key, "strategy": r.strategy, "seed": r.seed, "status": r.status, **r.values} for r in records
-    ])
+    runs = pd.DataFrame(
+        [
+            {"run_key": r.run_key, "strategy": r.strategy, "seed": r.seed, "status": r.status, **r.values}
+            for r in records
+        ]
+    )
     accuracy = pd.DataFrame(
         [(r.strategy, r.seed, k, j + 1, r.accuracy[k, j]) for r in records for k, j in _cells(r)],
         columns=["strategy", "seed", "after_task", "task", "accuracy"],
@@ -163,7 +166,12 @@ class _Delivery:
 
 
 def _overview(
-    tracker: Tracker, records: list[Record], environment: dict[str, str], folder: Path, illustrate: Illustrate, started: float
+    tracker: Tracker,
+    records: list[Record],
+    environment: dict[str, str],
+    folder: Path,
+    illustrate: Illustrate,
+    started: float,
 ) -> str:
     """What is common to all runs: shared fields, environment, tables and figures."""
     note, figures = illustrate(*frames(records))

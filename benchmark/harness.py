@@ -81,7 +81,9 @@ class _Branch:
     seconds: list[float]  # training time so far, a run
 
 
-def execute(plan: Plan, tasks: list[ImageSet], device: torch.device, listener: Listener | None = None) -> Iterator[list[Result]]:
+def execute(
+    plan: Plan, tasks: list[ImageSet], device: torch.device, listener: Listener | None = None
+) -> Iterator[list[Result]]:
     """Train everything planned.
 
     Args:
@@ -97,7 +99,10 @@ def execute(plan: Plan, tasks: list[ImageSet], device: torch.device, listener: L
     site = _Site([moved[id(images)] for images in tasks], device, listener or Silent(), threading.Event())
     number = 0
     for group in plan.groups:
-        trunks = [functools.partial(_trunk, group, tuple(seeds), site) for seeds in chunks(group.seeds, plan.largest, plan.workers)]
+        trunks = [
+            functools.partial(_trunk, group, tuple(seeds), site)
+            for seeds in chunks(group.seeds, plan.largest, plan.workers)
+        ]
         sources = _by_seed(side_by_side(trunks, plan.workers, site.stop))
         jobs = []
         for stack in group.stacks:
@@ -154,15 +159,18 @@ def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tu
     users = Counter(run.seed for s in group.stacks for run in s)
     places = [sources[run.seed] for run in stack]
 
-    def rows(pick: Callable[[_Branch], Tensor]) -> Tensor:
-        return torch.stack([pick(trunk)[row] for trunk, row in places])
+    def rows(tensors: Callable[[_Branch], list[Tensor]]) -> list[Tensor]:
+        """Each of a trunk's tensors (its seeds, ...), as (this stack's runs, ...)."""
+        listed = zip(*([t[row] for t in tensors(trunk)] for trunk, row in places), strict=True)
+        return [torch.stack(list(values)) for values in listed]
 
-    first = places[0][0]
+    trace = rows(lambda trunk: [accuracy for _, _, accuracy in trunk.trace])
+    moments = [(task, step) for task, step, _ in places[0][0].trace]
     return _Branch(
         stack,
         Learner.branch([(trunk.learner, row) for trunk, row in places], stack[0].recipe),
-        [rows(lambda trunk, k=k: trunk.rows[k]) for k in range(len(first.rows))],
-        [(task, step, rows(lambda trunk, k=k: trunk.trace[k][2])) for k, (task, step, _) in enumerate(first.trace)],
+        rows(lambda trunk: trunk.rows),
+        [(task, step, accuracy) for (task, step), accuracy in zip(moments, trace, strict=True)],
         [trunk.seconds[row] / users[run.seed] for run, (trunk, row) in zip(stack, places, strict=True)],
     )
 
@@ -240,9 +248,10 @@ def _evaluate(branch: _Branch, site: _Site) -> Tensor:
 
 def _hparams(branch: _Branch) -> Hparams:
     """One value a run, each of shape (R,)."""
-    runs, like_these = branch.runs, {"dtype": branch.learner.recipe.dtype, "device": branch.learner.device}
-    names = runs[0].strategy.hyperparameters()
-    return {name: torch.tensor([getattr(run.strategy, name) for run in runs], **like_these) for name in names}
+    dtype, device = branch.learner.recipe.dtype, branch.learner.device
+    names = branch.runs[0].strategy.hyperparameters()
+    values = {name: [getattr(run.strategy, name) for run in branch.runs] for name in names}
+    return {name: torch.tensor(listed, dtype=dtype, device=device) for name, listed in values.items()}
 
 
 def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
@@ -261,7 +270,16 @@ def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams:
 
 
 def _measure(branch: _Branch, task: int, site: _Site) -> Params:
-    """What `Strategy.measure` says of each run, stacked; runs that branched off alike are measured once."""
+    """What `Strategy.measure` says of each run, stacked; runs that branched off alike are measured once.
+
+    Args:
+        branch: the stack.
+        task: just finished.
+        site: of the execution.
+
+    Raises:
+        Cancelled: nobody waits for results any more.
+    """
     learner, seen = branch.learner, _task(task, branch.runs, site)
     done: dict[object, Params] = {}
     rows: list[Params] = []

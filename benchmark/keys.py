@@ -20,7 +20,7 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(generator_seed(*key))
 
 
-def digest(content: Any) -> str:  # noqa: ANN401 (anything JSON can hold)
+def digest(content: Any) -> str:
     """16 hex digits that identify JSON-serialisable content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,12 +1,12 @@
 """R runs of one network, trained and evaluated as one tensor program.
 
-Parameters and buffers carry a leading axis of R runs. Loss and penalty are written for one run and lifted over the axis.
+Parameters and buffers carry a leading axis of R runs. Loss and penalty are written for one run, then lifted over it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,10 +31,10 @@ class Recipe:
         lr: learning rate.
         momentum: of sgd.
         weight_decay: of the optimiser, not a strategy's.
-        batch_size: images a step; the last images of an epoch that fill no batch are left out (the order is drawn anew each epoch).
+        batch_size: images a step; what fills no batch at the end of an epoch is left out (each epoch is shuffled anew).
         epochs: passes over each task's training set; or
         iterations: steps a task.
-        batchnorm: `freeze-after-first` puts the network in eval mode from the second task on: statistics stay the first task's.
+        batchnorm: `freeze-after-first` trains in eval mode from the second task on: statistics stay the first task's.
         optimizer_state: whether each task starts with a fresh optimiser.
         precision: float32, float64, or bfloat16 (autocast; parameters stay float32).
         evaluate_every: steps between evaluations on all tasks while training; 0: only between tasks.
@@ -104,7 +104,7 @@ def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...
     if runs > 1:
         return vmap(fn, in_dims=in_dims)
 
-    def solo(*args: Any) -> Any:  # noqa: ANN401
+    def solo(*args: Any) -> Any:
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
         alone = [a if d is None else tree_map(lambda t: t.squeeze(0), a) for a, d in zip(args, dims, strict=True)]
         return tree_map(lambda t: t.unsqueeze(0), fn(*alone))
@@ -112,7 +112,7 @@ def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...
     return solo
 
 
-def tree_map(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:  # noqa: ANN401
+def tree_map(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply `fn` to every tensor of nested dictionaries and tuples."""
     if isinstance(tree, Tensor):
         return fn(tree)
@@ -210,7 +210,7 @@ class Learner:
         # that lie in memory in another order than their parameter.
         self.flat = {k: in_memory_order(p.detach()) for k, p in self.params.items()}
         recipe, params = self.recipe, list(self.flat.values())
-        common = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
+        common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
         if recipe.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(params, momentum=recipe.momentum, **common)
         else:
@@ -322,7 +322,7 @@ class Learner:
         return accuracy.masked_fill(self.diverged, torch.nan)
 
     @contextmanager
-    def solo(self, run: int) -> Iterator[nn.Module]:
+    def solo(self, run: int) -> Generator[nn.Module, None, None]:
         """The network of one run, in eval mode, as an ordinary module."""
         values = {k: v.detach()[run] for k, v in {**self.params, **self.buffers}.items()}
         self.model.load_state_dict(values)

@@ -77,7 +77,9 @@ def _presets() -> Table:
 
     made = _new("preset", "what it is for")
     for name, path in config.presets().items():
-        comments = [line[2:] for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if line.startswith("# ")]
+        comments = [
+            line[2:] for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if line.startswith("# ")
+        ]
         made.add_row(name, " ".join(comments))
     return made
 

@@ -1,7 +1,7 @@
 """Accuracy matrix -> numbers. NumPy only.
 
-`a[k, j-1]` is the test accuracy on task j after training task k; row 0 is before any training. T tasks, so the matrix has
-shape (T + 1, T). A single task has no forgetting and no transfer: those are NaN.
+`a[k, j-1]` is the test accuracy on task j after training task k; row 0 is before any training. With T tasks the matrix
+has shape (T + 1, T). A single task has no forgetting and no transfer: those are NaN.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def min_acc(tasks: ArrayLike, accuracies: ArrayLike) -> float:
     Depends on the evaluation period: report it beside.
 
     Args:
-        tasks: the task in training at each evaluation point, in order, shape (P,); the point that ends a task is its own.
+        tasks: the task in training at each evaluation point, in order, shape (P,); the point that ends a task is its.
         accuracies: accuracy on every task at each point, shape (P, T).
     """
     current = np.asarray(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: i
     runs = list(runs)
     if not runs:
         return Plan((), 0, 0)
-    run_bytes = max(_run_bytes(model, recipe, images) for model, recipe in dict.fromkeys((r.model, r.recipe) for r in runs))
+    run_bytes = max(
+        _run_bytes(model, recipe, images) for model, recipe in dict.fromkeys((r.model, r.recipe) for r in runs)
+    )
     workers = workers_for(device)
     # Half of what is free: caches, the data and evaluation want the rest.
     fitting = max(int(_free_bytes(device) / 2 / run_bytes / workers), 1)
@@ -136,7 +139,7 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1) -> list[Sequence[
     if parts > workers:
         parts = min(-(-parts // workers) * workers, len(items))
     bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
-    return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def _run_bytes(model: str, recipe: Recipe, images: ImageSet) -> int:
@@ -153,7 +156,9 @@ def _run_bytes(model: str, recipe: Recipe, images: ImageSet) -> int:
             module.register_forward_hook(count)
     with torch.no_grad():
         network(torch.zeros(1, images.train_x.shape[1]))
-    values = 9 * sum(p.numel() for p in network.parameters()) + 4 * recipe.batch_size * (outputs + images.train_x.shape[1])
+    values = 9 * sum(p.numel() for p in network.parameters()) + 4 * recipe.batch_size * (
+        outputs + images.train_x.shape[1]
+    )
     return values * (8 if recipe.precision == "float64" else 4) + EVALUATED * outputs * 4 // 1000
 
 

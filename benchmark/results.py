@@ -93,10 +93,10 @@ def record(result: Result) -> Record:
     )
 
 
-def _text(value: Any) -> str:  # noqa: ANN401
+def _text(value: Any) -> str:
     """As a table shows it: empty for None, floats short but so that they read back equal."""
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
     return "" if value is None else str(value)
 
 
@@ -121,12 +121,18 @@ class Store:
             self._lock.acquire()
             self.records = self._load()
         except Timeout:
-            raise ResultsError(f"another forgetbench command is writing to {self.folder}; wait for it or choose --out") from None
+            raise ResultsError(
+                f"another forgetbench command is writing to {self.folder}; wait for it or choose --out"
+            ) from None
         except OSError as error:
-            raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}; choose another --out") from None
+            raise ResultsError(
+                f"cannot write to {self.folder}: {error.strerror or error}; choose another --out"
+            ) from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._lock.release()
 
     def add(self, results: Iterable[Result]) -> list[Record]:

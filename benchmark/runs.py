@@ -43,15 +43,17 @@ class Run:
     @functools.cached_property
     def key(self) -> str:
         """Identifies everything that determines the result."""
-        return digest({
-            "numerics": NUMERICS,
-            "scenario": self.scenario.spec(),
-            "model": self.model,
-            "recipe": dataclasses.asdict(self.recipe),
-            "strategy": self.strategy_name,
-            "options": self.strategy.options(),
-            "seed": self.seed,
-        })
+        return digest(
+            {
+                "numerics": NUMERICS,
+                "scenario": self.scenario.spec(),
+                "model": self.model,
+                "recipe": dataclasses.asdict(self.recipe),
+                "strategy": self.strategy_name,
+                "options": self.strategy.options(),
+                "seed": self.seed,
+            }
+        )
 
     @functools.cached_property
     def trunk(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Scenario:
     sets: tuple[str, ...]
     permuted: bool = False
 
-    incremental = "domain"
+    incremental: ClassVar[str] = "domain"
 
     @property
     def tasks(self) -> int:

@@ -13,7 +13,7 @@ import tarfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Spec:
         folder: where torchvision keeps it below its root.
         classes: number of labels.
         sizes: training and test images.
-        md5: of the uncompressed raw files, by file name; empty where torchvision's own check of its archives is all there is.
+        md5: of the uncompressed raw files, by file name; empty where only torchvision checks its archives.
     """
 
     name: str
@@ -92,7 +92,7 @@ SPECS = {
 }
 
 
-def dataset_class(spec: Spec) -> Any:  # noqa: ANN401 (torchvision is untyped)
+def dataset_class(spec: Spec) -> Any:
     """The torchvision class, imported only where files are fetched or read."""
     from torchvision import datasets
 
@@ -234,8 +234,8 @@ def _require_answer(urls: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision sets none, so a silent mirror would hang for ever."""
+def _socket_timeout(seconds: float) -> Generator[None, None, None]:
+    """Torchvision sets none, so a silent mirror would hang for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -9,7 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -52,7 +60,9 @@ class Monitor:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def planned(self, plan: Plan, experiment: Experiment) -> None:
@@ -119,7 +129,9 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     shown = list(final.columns) if final.shape[1] <= 3 else []
     summary = tables.summary(runs)
     diverged = bool(summary["diverged"].sum())
-    table = Table(caption="mean ± standard deviation over n seeds, in per cent", caption_justify="left", box=None, pad_edge=False)
+    table = Table(
+        caption="mean ± standard deviation over n seeds, in per cent", caption_justify="left", box=None, pad_edge=False
+    )
     table.add_column("strategy", overflow="fold")
     table.add_column("n", justify="right")
     for task in shown:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +81,15 @@ class Tracker:
                 found = self._client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise TrackingError(
-                    f"the MLflow experiment {experiment!r} was deleted; restore it (mlflow experiments restore) or rename yours"
+                    f"the MLflow experiment {experiment!r} was deleted: restore it (mlflow experiments restore) "
+                    "or give yours another name"
                 )
-            local = {"artifact_location": artifacts.resolve().as_uri()} if "://" in uri and not uri.startswith("http") else {}
-            self.experiment_id: str = found.experiment_id if found else self._client.create_experiment(experiment, **local)
+            # A database has no server to keep artifacts; without a folder of ours they would land in the current one.
+            database = "://" in uri and not uri.startswith("http")
+            location = artifacts.resolve().as_uri() if database else None
+            self.experiment_id: str = (
+                found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
+            )
 
     def deliver(self, records: Iterable[Record], start_times: Mapping[str, float]) -> int:
         """Log every record that is not there yet.
@@ -108,7 +113,9 @@ class Tracker:
                 self._there.add(r.run_key)
         return len(new)
 
-    def overview(self, params: dict[str, str], tags: dict[str, str], note: str, started: float, files: dict[str, Any]) -> str:
+    def overview(
+        self, params: dict[str, str], tags: dict[str, str], note: str, started: float, files: dict[str, Any]
+    ) -> str:
         """Create or renew the overview run.
 
         Args:
@@ -127,7 +134,9 @@ class Tracker:
         with self._explained():
             run_id = self._overview_id(int(started * 1000))
             known = self._client.get_run(run_id).data.params
-            self._batch(run_id, [], {k: v for k, v in params.items() if k not in known}, {**tags, "mlflow.note.content": note})
+            self._batch(
+                run_id, [], {k: v for k, v in params.items() if k not in known}, {**tags, "mlflow.note.content": note}
+            )
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 for name, content in files.items():
                     _save(Path(folder) / name, content)
@@ -164,16 +173,25 @@ class Tracker:
         from mlflow.entities import Metric
 
         tags = {KIND: "run", KEY: r.run_key, STATUS: r.status}
-        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name=f"{r.strategy} seed {r.seed}")
+        run = self._client.create_run(
+            self.experiment_id, start_time=started_ms, tags=tags, run_name=f"{r.strategy} seed {r.seed}"
+        )
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
         metrics.append(Metric("train_seconds", float(r.facts["train_seconds"]), now, 0))
         metrics += [
-            Metric(f"acc/task_{j + 1:02d}", float(v), now, k) for (k, j), v in np.ndenumerate(r.accuracy) if np.isfinite(v)
+            Metric(f"acc/task_{j + 1:02d}", float(v), now, k)
+            for (k, j), v in np.ndenumerate(r.accuracy)
+            if np.isfinite(v)
         ]
         params = {"strategy": r.strategy, "seed": str(r.seed), **r.fields, "trunk": r.facts["trunk"]}
         self._batch(run.info.run_id, metrics, {k: v for k, v in params.items() if v}, {})
-        matrix = {"run_key": r.run_key, "rows": "after task 0..T", "columns": "task 1..T", "accuracy": _listed(r.accuracy)}
+        matrix = {
+            "run_key": r.run_key,
+            "rows": "after task 0..T",
+            "columns": "task 1..T",
+            "accuracy": _listed(r.accuracy),
+        }
         self._client.log_dict(run.info.run_id, matrix, "accuracy_matrix.json")
         self._client.set_terminated(run.info.run_id, "FINISHED" if r.status == "finished" else "FAILED")
 
@@ -181,15 +199,23 @@ class Tracker:
         """One request where the server's limits allow."""
         from mlflow.entities import Param, RunTag
 
-        first = {"params": [Param(k, v) for k, v in params.items()], "tags": [RunTag(k, v) for k, v in tags.items()]}
         room = 1000 - len(params) - len(tags)
-        self._client.log_batch(run_id, metrics=metrics[:room], **first)
+        self._client.log_batch(
+            run_id,
+            metrics=metrics[:room],
+            params=[Param(k, v) for k, v in params.items()],
+            tags=[RunTag(k, v) for k, v in tags.items()],
+        )
         for start in range(room, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """MLflow, SQLAlchemy and requests fail in their own ways: one error for all, without secrets."""
+    def _explained(self) -> Generator[None, None, None]:
+        """MLflow, SQLAlchemy and requests fail in their own ways: one error for all, without secrets.
+
+        Raises:
+            TrackingError: whatever went wrong.
+        """
         try:
             yield
         except TrackingError:
@@ -242,7 +268,7 @@ def _down(uri: str, reason: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Creating the database logs every migration step."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "mlflow.store.db.utils")]
     levels = [logger.level for logger in loggers]

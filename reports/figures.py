@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -59,8 +61,12 @@ def accuracy_over_tasks(accuracy: pd.DataFrame) -> Figure:
         for axis, task in zip(axes.flat, tasks, strict=False):
             cells = accuracy[accuracy["task"] == task]
             for i, (strategy, colour) in enumerate(colours(strategies).items()):
-                curve = cells[cells["strategy"] == strategy].groupby("after_task")["accuracy"].agg(["mean", "min", "max"])
-                axis.plot(curve.index, curve["mean"], MARKERS[i % 10], ls="-", ms=3, lw=1.2, color=colour, label=strategy)
+                curve = (
+                    cells[cells["strategy"] == strategy].groupby("after_task")["accuracy"].agg(["mean", "min", "max"])
+                )
+                axis.plot(
+                    curve.index, curve["mean"], MARKERS[i % 10], ls="-", ms=3, lw=1.2, color=colour, label=strategy
+                )
                 axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, lw=0)
             axis.axvline(task, color="0.6", lw=0.7, ls=":")
             axis.set_title(f"accuracy on task {task}")
@@ -81,7 +87,8 @@ def accuracy_matrices(accuracy: pd.DataFrame) -> Figure:
     rows = -(-len(strategies) // columns)
     cell = 0.42 if tasks <= 10 else 4.0 / tasks
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        size = (columns * max(cell * tasks + 0.6, 1.5) + 0.8, rows * (cell * (tasks + 1) + 0.7) + 0.3)
+        titles = max(len(_parts(strategy)) for strategy in strategies)
+        size = (columns * max(cell * tasks + 0.6, 1.5) + 0.8, rows * (cell * (tasks + 1) + 0.4 + 0.12 * titles) + 0.4)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat[len(strategies) :]:
@@ -94,26 +101,28 @@ def accuracy_matrices(accuracy: pd.DataFrame) -> Figure:
                 100 * matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", cbar=False, square=True, linewidths=0.5,
                 annot=tasks <= 10, fmt=".0f", annot_kws={"size": 6 if tasks > 5 else 7},
             )  # fmt: skip
-            axis.set_title(strategy.replace("[", "\n[", 1), fontsize=6.5)
+            axis.set_title("\n".join(_parts(strategy)), fontsize=6.5)
             axis.set(xlabel="", ylabel="")
             axis.tick_params(length=0, rotation=0)
         figure.supxlabel("tested on task", fontsize=8)
         figure.supylabel("tasks trained", fontsize=8)
         figure.colorbar(
-            axes[0][0].collections[0], ax=axes, label=f"mean test accuracy (%), {_seeds(accuracy)}", shrink=0.7, aspect=30
+            axes[0][0].collections[0], ax=axes, label=f"accuracy (%), mean, {_seeds(accuracy)}", shrink=0.8, aspect=30
         )
     return figure
 
 
 def stability_plasticity(accuracy: pd.DataFrame) -> Figure:
-    """Final accuracy on old tasks against accuracy on each task when it was learned: a small mark a seed, a large one the mean."""
+    """Final accuracy on old tasks against accuracy on tasks when learned: a small mark a seed, a large one the mean."""
     tasks = int(accuracy["task"].max())
     final, learned = accuracy["after_task"] == tasks, accuracy["after_task"] == accuracy["task"]
     keys = ["strategy", "seed"]
-    points = pd.DataFrame({
-        "stability": accuracy[final & (accuracy["task"] < tasks)].groupby(keys, sort=False)["accuracy"].mean(),
-        "plasticity": accuracy[learned].groupby(keys, sort=False)["accuracy"].mean(),
-    }).dropna()
+    points = pd.DataFrame(
+        {
+            "stability": accuracy[final & (accuracy["task"] < tasks)].groupby(keys, sort=False)["accuracy"].mean(),
+            "plasticity": accuracy[learned].groupby(keys, sort=False)["accuracy"].mean(),
+        }
+    ).dropna()
     strategies = _strategies(accuracy)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.0), layout="constrained")
@@ -121,22 +130,28 @@ def stability_plasticity(accuracy: pd.DataFrame) -> Figure:
         for i, (strategy, colour) in enumerate(colours(strategies).items()):
             if strategy not in points.index.get_level_values("strategy"):
                 continue  # every run diverged
-            own = points.loc[strategy]
-            marker = MARKERS[i % 10]
-            axis.plot(own["plasticity"], own["stability"], marker, ls="", ms=3, color=colour, alpha=0.5, mew=0)
-            mean = own.mean()
-            axis.plot(mean["plasticity"], mean["stability"], marker, ls="", ms=6, color=colour, label=strategy, mec="white", mew=0.5)
+            own = points.loc[[strategy]]
+            x, y, look = own["plasticity"], own["stability"], {"marker": MARKERS[i % 10], "ls": "", "color": colour}
+            axis.plot(x, y, ms=3, alpha=0.5, mew=0, **look)
+            axis.plot(x.mean(), y.mean(), ms=6, mec="white", mew=0.5, label=strategy, **look)
         axis.set_xlabel("plasticity: accuracy on each task when learned")
         axis.set_ylabel("stability: final accuracy\non all tasks but the last")
-        for formatted in (axis.xaxis, axis.yaxis):
-            formatted.set_major_formatter(PercentFormatter(1, decimals=_decimals(np.ptp(points.to_numpy())) if len(points) else 0))
+        for formatted, column in ((axis.xaxis, "plasticity"), (axis.yaxis, "stability")):
+            formatted.set_major_formatter(PercentFormatter(1, decimals=_decimals(points[column])))
         axis.set_title(f"up and right is better ({_seeds(accuracy)})", loc="left", color="0.4")
         _legend(figure, axis)
     return figure
 
 
-def _decimals(spread: float) -> int:
-    return 0 if spread > 0.05 else 1
+def _parts(strategy: str) -> list[str]:
+    """`ewc[estimator=exact,lam=10]` in lines short enough to stand over a small panel."""
+    name, _, options = strategy.removesuffix("]").partition("[")
+    return [name, *options.split(",")] if options else [name]
+
+
+def _decimals(values: pd.Series) -> int:
+    """Enough that neighbouring ticks of an axis differ."""
+    return 0 if len(values) < 2 or np.ptp(values) > 0.05 else 1 if np.ptp(values) > 0.005 else 2
 
 
 def overview(accuracy: pd.DataFrame) -> dict[str, Figure]:

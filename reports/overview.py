@@ -15,8 +15,10 @@ def contents(runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str,
         runs: one row a run, see `reports.tables`.
         accuracy: one row a cell of an accuracy matrix, see `reports.tables`.
     """
-    note = "\n\n".join([
-        "Mean ± standard deviation over seeds, in per cent. Tables and figures are among the artifacts.",
-        tables.markdown(runs, accuracy),
-    ])
+    note = "\n\n".join(
+        [
+            "Mean ± standard deviation over seeds, in per cent. Tables and figures are among the artifacts.",
+            tables.markdown(runs, accuracy),
+        ]
+    )
     return note, figures.overview(accuracy)

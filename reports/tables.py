@@ -24,12 +24,16 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         runs: one row a run; strategies appear in their order here.
 
     Returns:
-        One row a strategy: `strategy`, `n` finished runs, `diverged` runs, and for each metric `<metric>` and `<metric>_std`.
+        One row a strategy: `strategy`, `n` finished runs, `diverged` runs, and `<metric>` and `<metric>_std` of each.
     """
     rows = []
     for strategy, group in runs.groupby("strategy", sort=False):
         finished = group[group["status"] == "finished"]
-        row: dict[str, object] = {"strategy": strategy, "n": len(finished), "diverged": int((group["status"] == "diverged").sum())}
+        row: dict[str, object] = {
+            "strategy": strategy,
+            "n": len(finished),
+            "diverged": int((group["status"] == "diverged").sum()),
+        }
         for metric in SHOWN:
             row[metric], row[f"{metric}_std"] = finished[metric].mean(), finished[metric].std()
         rows.append(row)
@@ -39,7 +43,10 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def final_by_task(accuracy: pd.DataFrame) -> pd.DataFrame:
     """Mean final accuracy a strategy and task, over the runs that finished; columns are task numbers."""
     last = accuracy[accuracy["after_task"] == accuracy["after_task"].max()]
-    return last.pivot_table(index="strategy", columns="task", values="accuracy", aggfunc="mean", sort=False)
+    table: pd.DataFrame = last.pivot_table(
+        index="strategy", columns="task", values="accuracy", aggfunc="mean", sort=False
+    )
+    return table
 
 
 def percent(mean: float, std: float) -> str:

@@ -1,13 +1,13 @@
 """The strategy contract: what a learner may do to remember, and what the harness hands it.
 
-A strategy is a frozen dataclass of pure functions over dictionaries of tensors. Every method is written for **one** run;
-the harness lifts it over a stack of runs with `torch.func.vmap`. So a method must not call `.item()`, branch on a tensor's
-value, write into its arguments or draw random numbers other than from the generator it is handed.
+A strategy is a frozen dataclass of pure functions over dictionaries of tensors. Every method is written for **one**
+run; the harness lifts it over a stack of runs with `torch.func.vmap`. So a method must not call `.item()`, branch on a
+tensor's value, write into its arguments or draw random numbers other than from the generator it is handed.
 
 Two kinds of fields:
 
-- `hyper(...)` declares a float hyperparameter. It reaches the methods in `hparams` as a tensor of shape (), so runs that
-  differ in it train in one stack. Read `hparams["lam"]`, never `self.lam`, inside a method.
+- `hyper(...)` declares a float hyperparameter. It reaches the methods in `hparams` as a tensor of shape (), so runs
+  that differ in it train in one stack. Read `hparams["lam"]`, never `self.lam`, inside a method.
 - every other field is a static option, equal within a stack: read `self.accumulate`.
 """
 
@@ -63,7 +63,7 @@ def hyper(
     high: float = math.inf,
     tune: tuple[float, float] | None = None,
     doc: str = "",
-) -> Any:  # noqa: ANN401 (as dataclasses.field: the type is the annotation's)
+) -> Any:
     """A float hyperparameter that may differ from run to run within a stack.
 
     Args:
@@ -76,7 +76,7 @@ def hyper(
     return field(default=default, metadata={"hyper": True, "low": low, "high": high, "tune": tune, "doc": doc})
 
 
-def option(default: Any, *, low: float = -math.inf, doc: str = "") -> Any:  # noqa: ANN401
+def option(default: Any, *, low: float = -math.inf, doc: str = "") -> Any:
     """A static option, equal for all runs of a stack.
 
     Args:
@@ -91,13 +91,13 @@ def option(default: Any, *, low: float = -math.inf, doc: str = "") -> Any:  # no
 class Strategy:
     """How a learner protects old tasks while it learns a new one. The base class protects nothing.
 
-    Order of calls for one run: `init`; then for each task: training steps, each using `penalty_gradient` and followed by
-    `after_step`; and between tasks `measure`, then `consolidate`.
+    Order of calls for one run: `init`; then for each task training steps, each using `penalty_gradient` and followed
+    by `after_step`; and between tasks `measure`, then `consolidate`.
     """
 
     name: ClassVar[str] = ""
     plain_first_task: ClassVar[bool] = True
-    """True where the first task trains as without a strategy: such runs share it, one training a seed (the trunk)."""
+    """True where the first task trains as without a strategy: such runs share it, one training a seed (trunk)."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -140,7 +140,7 @@ class Strategy:
         return torch.zeros((), dtype=next(iter(params.values())).dtype, device=next(iter(params.values())).device)
 
     def penalty_gradient(self, state: State, params: Params, hparams: Hparams) -> Params:
-        """Gradient of `penalty` with respect to `params`: by automatic differentiation unless a closed form is known."""
+        """Gradient of `penalty` by `params`, in tensors of its own: automatic unless a closed form is known."""
         gradient: Params = torch.func.grad(lambda p: self.penalty(state, p, hparams))(params)
         return gradient
 

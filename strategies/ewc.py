@@ -17,12 +17,12 @@ from strategies.quadratic import Quadratic
 class EWC(Quadratic):
     """½·λ·Σ F(θ − θ*)², F the Fisher diagonal, Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796.
 
-    `accumulate = "online"` is online EWC, Schwarz et al. 2018, https://arxiv.org/abs/1805.06370. F is a mean over samples
-    in eval mode; codebases that sum over samples, or leave the ½ out, have another λ for the same penalty.
+    `accumulate = "online"` is online EWC, Schwarz et al. 2018, https://arxiv.org/abs/1805.06370. F is a mean over
+    samples in eval mode; codebases that sum over samples or leave the ½ out have another λ for the same penalty.
     """
 
     name: ClassVar[str] = "ewc"
-    estimator: fisher.Estimator = option("empirical", doc="Fisher diagonal: " + " | ".join(fisher.ESTIMATORS))
+    estimator: fisher.Estimator = option("empirical", doc="exact | sampled | empirical | batched | notebook")
     fisher_samples: int = option(0, low=0, doc="training samples used, drawn at random; 0: all")
     fisher_batch_size: int = option(100, low=1, doc="batch of the estimators batched and notebook")
     draws: int = option(1, low=1, doc="labels drawn a sample by the estimator sampled")

@@ -1,6 +1,7 @@
 """Fisher diagonals: a non-negative weight a parameter, how much the model's predictions depend on it.
 
-All are means over samples of gradients of log p(y|x) in eval mode; they differ in where y comes from and in what is squared:
+All are means over samples of gradients of log p(y|x) in eval mode; they differ in where y comes from and what is
+squared:
 
 - `exact`      1/N Σᵢ Σ_y p(y|xᵢ) (∂ log p(y|xᵢ))²      C backward passes for C classes
 - `sampled`    1/N Σᵢ (∂ log p(ŷᵢ|xᵢ))², ŷᵢ ~ p(·|xᵢ)    unbiased for `exact`
@@ -14,7 +15,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -48,8 +50,8 @@ def diagonal(
         x: inputs, shape (N, ...).
         y: data-set labels, shape (N,), int64. `exact` and `sampled` take none.
         estimator: see the module's docstring.
-        batch_size: for `batched` and `notebook` part of the definition (default 100; a smaller last batch counts as one);
-            for the others samples a pass, which bounds memory and changes nothing else (default 2000).
+        batch_size: for `batched` and `notebook` part of the definition (default 100; a smaller last batch counts as
+            one); for the others samples a pass, which bounds memory and changes nothing else (default 2000).
         samples: labels drawn a sample by `sampled`; their squares are averaged.
         generator: source of those labels, on the CPU. None takes PyTorch's default generator.
 
@@ -114,8 +116,12 @@ def _sampled(model: nn.Module, x: Tensor, chunk: int, samples: int, generator: t
 def _batched(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Params:
     batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     total: Params = {}
+
+    def mean(xb: Tensor, yb: Tensor) -> Tensor:
+        return _log_likelihood(model(xb), yb).mean()
+
     for xb, yb in batches:
-        part = {k: g.square_() for k, g in _gradient(model, lambda a=xb, b=yb: _log_likelihood(model(a), b).mean()).items()}
+        part = {k: g.square_() for k, g in _gradient(model, functools.partial(mean, xb, yb)).items()}
         total = {k: total[k].add_(v) for k, v in part.items()} if total else part
     return _mean(total, len(batches))
 
@@ -135,9 +141,7 @@ def _gradient(model: nn.Module, value: Callable[[], Tensor]) -> Params:
     params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
         gradients = torch.autograd.grad(value(), list(params.values()), allow_unused=True)
-    return {
-        k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(params.items(), gradients, strict=True)
-    }
+    return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(params.items(), gradients, strict=True)}
 
 
 @torch.no_grad()
@@ -146,7 +150,7 @@ def _probabilities(model: nn.Module, x: Tensor, chunk: int) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Generator[None, None, None]:
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -169,4 +173,6 @@ def _check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, sample
         raise ValueError(f"samples: expected at least 1, got {samples}")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and not module.track_running_stats:
-            raise ValueError(f"layer {name!r} normalises by its own batch even in eval mode, so no gradient is one sample's")
+            raise ValueError(
+                f"layer {name!r} normalises by its own batch even in eval mode, so no gradient is one sample's"
+            )

@@ -7,14 +7,14 @@ For a layer y = f(a; θ) with inputs aᵢ and loss gradients δᵢ = ∂ℓᵢ/�
 - BatchNorm (eval), LayerNorm, GroupNorm: δᵢ times the normalised input, summed over positions, then squared.
 - Embedding: rows of δᵢ summed a token, then squared.
 
-Every other parameter, and every one whose closed form disagrees with automatic differentiation on a few samples (a layer
-called twice, a weight used behind its layer's back), takes chunked `vmap(grad)` instead. Nothing is silently wrong.
+Every other parameter, and every one whose closed form disagrees with automatic differentiation on a few samples (a
+layer called twice, a weight used behind its layer's back), takes chunked `vmap(grad)` instead: none is silently wrong.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +112,8 @@ class _Call:
 
 
 @contextmanager
-def _recorded(model: nn.Module, names: set[str]) -> Iterator[list[_Call]]:
-    """Records what goes into and comes out of the named layers, each output made a leaf of its own to differentiate by."""
+def _recorded(model: nn.Module, names: set[str]) -> Generator[list[_Call], None, None]:
+    """Records what goes into and comes out of the named layers, call by call."""
     calls: list[_Call] = []
 
     def record(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:

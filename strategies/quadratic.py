@@ -1,6 +1,6 @@
 """Quadratic penalties: P(θ) = ½·λ·Σ Ω(θ − θ*)², and how Ω and θ* accumulate over tasks.
 
-L2 and EWC are this with another Ω. The sum of one penalty a task, Σₖ ½λ Σ Ωₖ(θ − θₖ*)², equals up to a constant a single
+L2 and EWC are this with another Ω. The sum of one penalty a task, Σₖ ½λ Σ Ωₖ(θ − θₖ*)², equals up to a constant one
 quadratic with importance Σₖ Ωₖ and anchor Σₖ Ωₖθₖ* / Σₖ Ωₖ, so memory does not grow with the number of tasks.
 """
 
@@ -29,7 +29,7 @@ def gradient(params: Params, importance: Params, anchor: Params, lam: Tensor) ->
 
 
 def separate(importance: Params, anchor: Params, new: Params, params: Params) -> tuple[Params, Params]:
-    """One anchor a task (Kirkpatrick et al. 2017), folded into one quadratic: ΣΩₖ and the Ω-weighted mean of the θₖ*."""
+    """One anchor a task (Kirkpatrick et al. 2017) folded into one quadratic: ΣΩₖ and the Ω-weighted mean of θₖ*."""
     total = {k: importance[k] + new[k] for k in new}
     # Where nothing is important the anchor has no effect; the latest θ keeps it finite.
     weight = {k: torch.where(total[k] > 0, new[k] / total[k], torch.ones_like(total[k])) for k in new}
@@ -52,7 +52,7 @@ class Quadratic(Strategy):
     )
 
     def family(self) -> Hashable:
-        """All quadratic penalties that accumulate alike: only `measure` tells them apart, unless a subclass changes more."""
+        """All quadratic penalties that accumulate alike, unless a subclass changes more than `measure`."""
         shared = ("init", "penalty", "penalty_gradient", "after_step", "consolidate")
         if any(getattr(type(self), method) is not getattr(Quadratic, method) for method in shared):
             return super().family()

@@ -1,0 +1,46 @@
+# Every target sets up what it needs: a virtual environment in .venv with the exact versions of constraints.txt.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2> /dev/null)
+STAMP := .venv/.installed
+
+.PHONY: setup bench test test-slow test-all lint perf ui clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+ifdef UV
+	test -x $(BIN)/python || uv venv --python $(PYTHON) .venv
+	uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
+else
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+endif
+	touch $@
+
+bench: setup  ## the main job: MNIST then Fashion-MNIST, every strategy, tracked in out/
+	$(BIN)/forgetbench run mnist-fashion
+
+test: setup  ## the tests: offline, a few minutes
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## real data, services, packaging
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+perf: setup  ## seconds a run and epoch, against the notebook's loop, measured on this machine
+	$(BIN)/python -m benchmark.perf
+
+ui: setup  ## the MLflow UI on out/
+	$(BIN)/forgetbench ui
+
+clean:
+	rm -rf .venv out dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
