@@ -93,7 +93,7 @@ def run(
             out=out,
             device=where,
             tracker=tracker,
-            illustrate=overview.contents,
+            presentation=overview,
             data_dir=data_dir,
             largest=max_stack,
             say=say,
@@ -140,8 +140,13 @@ def ui(
         return
     if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
-    _console().print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C stops it)", highlight=False)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from benchmark import tracking
+
+    address = f"http://127.0.0.1:{port}"
+    _console().print(f"MLflow UI on {address} (Ctrl-C stops it); strategies compared in charts:", highlight=False)
+    for name, path in tracking.links(uri):
+        _console().print(f"  {name}: {address}{path}", highlight=False, soft_wrap=True)
     command = [
         sys.executable,
         "-m",
@@ -175,7 +180,7 @@ def sync(
     if not folders:
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
     for folder in folders:
-        new, held = experiment.sync(folder, _tracker(tracking_uri, out, folder.name), overview.contents)
+        new, held = experiment.sync(folder, _tracker(tracking_uri, out, folder.name), overview)
         _console().print(f"{folder.name}: {new} of {held} runs delivered, {held - new} were there", highlight=False)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 import torch
@@ -18,8 +18,16 @@ from benchmark.tracking import Tracker, TrackingError, start_times
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-Illustrate = Callable[[pd.DataFrame, pd.DataFrame], tuple[str, dict[str, Any]]]
-"""Frames `runs` and `accuracy` -> a Markdown note and figures by file name, for the overview run."""
+
+
+class Presentation(Protocol):
+    """How results look in the tracker; `reports.overview` is one."""
+
+    def contents(self, runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+        """A Markdown note and figures by file name, for the overview run."""
+
+    def colours(self, strategies: list[str]) -> dict[str, str]:
+        """A colour a strategy, as `#rrggbb` by label."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def run(
     out: Path,
     device: torch.device,
     tracker: Tracker | None,
-    illustrate: Illustrate,
+    presentation: Presentation,
     data_dir: Path | None = None,
     largest: int | None = None,
     say: Say = lambda line: None,
@@ -83,7 +91,7 @@ def run(
         out: its results go to `out/<name>/`.
         device: where to train.
         tracker: where runs are logged; None keeps them on disk only.
-        illustrate: draws the overview run's note and figures.
+        presentation: how results look there.
         data_dir: as for `data.load`.
         largest: most runs a stack may hold; None to decide by memory.
         say: takes one line for each thing worth knowing.
@@ -95,30 +103,32 @@ def run(
         DataError: the images cannot be had.
     """
     started, wanted = time.time(), experiment.runs()
-    delivery = _Delivery(tracker, start_times(((r.key, r.seed) for r in wanted), started), say)
+    times = start_times(((r.key, r.seed) for r in wanted), started)
+    delivery = _Delivery(tracker, presentation, times, say)
     with Store(out / experiment.name) as store:
         todo = [r for r in wanted if r.key not in store.records]
         tasks = scenarios.load(experiment.scenario, data_dir, say)
         if len(todo) < len(wanted):
             say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
+        labels = [entry.label for entry in experiment.entries]
         made = plan.make(todo, tasks[0], device, largest)
         planned(made, experiment)
         for finished in harness.execute(made, tasks, device, listener):
             store.add(finished)
-            delivery.records(_of(experiment, store))
+            delivery.records(_of(experiment, store), labels)
         records = _of(experiment, store)
-        delivery.records(records)
-        overview = delivery.overview(records, environment.describe(device, tasks), store.folder, illustrate, started)
+        delivery.records(records, labels)
+        overview = delivery.overview(records, environment.describe(device, tasks), store.folder, started)
     return Outcome(records, store.folder, overview, delivery.failure)
 
 
-def sync(folder: Path, tracker: Tracker, illustrate: Illustrate) -> tuple[int, int]:
+def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[int, int]:
     """Deliver the results of an experiment's folder to MLflow; what is there already stays.
 
     Args:
         folder: `out/<name>/`.
         tracker: where to.
-        illustrate: draws the overview run's note and figures.
+        presentation: how results look there.
 
     Returns:
         How many runs were new there, and how many the folder holds.
@@ -128,10 +138,15 @@ def sync(folder: Path, tracker: Tracker, illustrate: Illustrate) -> tuple[int, i
     """
     with Store(folder) as store:
         records, started = list(store.records.values()), time.time()
-        new = tracker.deliver(records, start_times(((r.run_key, r.seed) for r in records), started))
+        times = start_times(((r.run_key, r.seed) for r in records), started)
+        new = tracker.deliver(records, times, presentation.colours(_labels(records)))
         if new:
-            _overview(tracker, records, {}, folder, illustrate, started)
+            _overview(tracker, presentation, records, {}, folder, started)
     return new, len(records)
+
+
+def _labels(records: list[Record]) -> list[str]:
+    return list(dict.fromkeys(r.strategy for r in records))
 
 
 def _of(experiment: Experiment, store: Store) -> list[Record]:
@@ -142,17 +157,18 @@ def _of(experiment: Experiment, store: Store) -> list[Record]:
 class _Delivery:
     """Delivery to a tracker that may fail: training goes on, and the failure is said once."""
 
-    def __init__(self, tracker: Tracker | None, start_times: dict[str, float], say: Say) -> None:
-        self._tracker, self._start_times, self._say = tracker, start_times, say
+    def __init__(
+        self, tracker: Tracker | None, presentation: Presentation, start_times: dict[str, float], say: Say
+    ) -> None:
+        self._tracker, self._presentation, self._start_times, self._say = tracker, presentation, start_times, say
         self.failure: str | None = None
 
-    def records(self, records: list[Record]) -> None:
-        self._try(lambda tracker: tracker.deliver(records, self._start_times))
+    def records(self, records: list[Record], strategies: list[str]) -> None:
+        colours = self._presentation.colours(strategies)
+        self._try(lambda tracker: tracker.deliver(records, self._start_times, colours))
 
-    def overview(
-        self, records: list[Record], environment: dict[str, str], folder: Path, illustrate: Illustrate, started: float
-    ) -> str | None:
-        return self._try(lambda tracker: _overview(tracker, records, environment, folder, illustrate, started))
+    def overview(self, records: list[Record], environment: dict[str, str], folder: Path, started: float) -> str | None:
+        return self._try(lambda tracker: _overview(tracker, self._presentation, records, environment, folder, started))
 
     def _try(self, call: Callable[[Tracker], T]) -> T | None:
         if self._tracker is None:
@@ -167,14 +183,15 @@ class _Delivery:
 
 def _overview(
     tracker: Tracker,
+    presentation: Presentation,
     records: list[Record],
     environment: dict[str, str],
     folder: Path,
-    illustrate: Illustrate,
     started: float,
 ) -> str:
     """What is common to all runs: shared fields, environment, tables and figures."""
-    note, figures = illustrate(*frames(records))
+    note, figures = presentation.contents(*frames(records))
     common = {k: v for k, v in records[0].fields.items() if v and all(r.fields.get(k) == v for r in records)}
     csvs = {name: (folder / name).read_text(encoding="utf-8") for name in ("runs.csv", "accuracy.csv")}
-    return tracker.overview(common, environment, note, started, {"result_table.md": note, **csvs, **figures})
+    view = views.comparison(records[0].accuracy.shape[1], _labels(records))
+    return tracker.overview(common, environment, note, started, {"result_table.md": note, **csvs, **figures}, view)

@@ -135,6 +135,8 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1) -> list[Sequence[
         largest: most items a part.
         workers: how many parts are worked on at a time.
     """
+    if not items:
+        return []
     parts = max(-(-len(items) // largest), min(workers, len(items)))
     if parts > workers:
         parts = min(-(-parts // workers) * workers, len(items))

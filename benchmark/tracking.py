@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmark import views
 from benchmark.results import Record
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ PAGE = 1000  # runs a search request
 
 
 def start_times(runs: Iterable[tuple[str, int]], started: float) -> dict[str, float]:
-    """When each run of an experiment is said to have begun: a millisecond apart, the first seed of every strategy last.
+    """When each run of an experiment is said to have begun: a millisecond apart, in the opposite of the table's order.
 
-    The runs of a stack begin together, and MLflow charts the ten newest: so those compare strategies.
+    The runs of a stack begin together. MLflow lists the newest first and charts ten: so those are one seed of every
+    strategy, in the order of the experiment.
 
     Args:
         runs: key and seed of every run of the experiment.
@@ -41,7 +43,7 @@ def start_times(runs: Iterable[tuple[str, int]], started: float) -> dict[str, fl
     """
     listed = list(runs)
     seeds = list(dict.fromkeys(seed for _, seed in listed))
-    ranked = sorted(listed, key=lambda run: seeds.index(run[1]), reverse=True)
+    ranked = sorted(listed, key=lambda run: seeds.index(run[1]))[::-1]
     return {key: started + rank / 1000 for rank, (key, _) in enumerate(ranked, start=1)}
 
 
@@ -91,12 +93,15 @@ class Tracker:
                 found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
             )
 
-    def deliver(self, records: Iterable[Record], start_times: Mapping[str, float]) -> int:
+    def deliver(
+        self, records: Iterable[Record], start_times: Mapping[str, float], colours: Mapping[str, str] | None = None
+    ) -> int:
         """Log every record that is not there yet.
 
         Args:
             records: in any order.
             start_times: by run key, in seconds since the epoch; see `start_times`.
+            colours: of strategies in the UI, as `#rrggbb` by label.
 
         Returns:
             How many were new.
@@ -109,14 +114,20 @@ class Tracker:
                 self._there = self._delivered()
             new = [r for r in records if r.run_key not in self._there]
             for r in new:
-                self._log(r, int(start_times[r.run_key] * 1000))
+                self._log(r, int(start_times[r.run_key] * 1000), (colours or {}).get(r.strategy))
                 self._there.add(r.run_key)
         return len(new)
 
     def overview(
-        self, params: dict[str, str], tags: dict[str, str], note: str, started: float, files: dict[str, Any]
+        self,
+        params: dict[str, str],
+        tags: dict[str, str],
+        note: str,
+        started: float,
+        files: dict[str, Any],
+        view: tuple[str, str],
     ) -> str:
-        """Create or renew the overview run.
+        """Create or renew the overview run, and what the experiment's page shows.
 
         Args:
             params: of the recipe.
@@ -124,6 +135,7 @@ class Tracker:
             note: Markdown that the UI shows.
             started: when the experiment began, in seconds since the epoch.
             files: by name: text, or matplotlib figures.
+            view: key and value of the experiment tag that holds the saved view, see `benchmark.views`.
 
         Returns:
             Its run id.
@@ -142,7 +154,9 @@ class Tracker:
                     _save(Path(folder) / name, content)
                 self._client.log_artifacts(run_id, folder)
             self._client.set_terminated(run_id)
-            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+            link = f"[Strategies compared in charts]({views.path(self.experiment_id).removeprefix('/')})"
+            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", f"{link}\n\n{note}")
+            self._client.set_experiment_tag(self.experiment_id, *view)
         return run_id
 
     def _overview_id(self, started_ms: int) -> str:
@@ -169,10 +183,11 @@ class Tracker:
             token = page.token or ""
         return keys
 
-    def _log(self, r: Record, started_ms: int) -> None:
+    def _log(self, r: Record, started_ms: int, colour: str | None) -> None:
         from mlflow.entities import Metric
 
         tags = {KIND: "run", KEY: r.run_key, STATUS: r.status}
+        tags |= {"mlflow.runColor": colour} if colour else {}
         run = self._client.create_run(
             self.experiment_id, start_time=started_ms, tags=tags, run_name=f"{r.strategy} seed {r.seed}"
         )
@@ -193,7 +208,8 @@ class Tracker:
             "accuracy": _listed(r.accuracy),
         }
         self._client.log_dict(run.info.run_id, matrix, "accuracy_matrix.json")
-        self._client.set_terminated(run.info.run_id, "FINISHED" if r.status == "finished" else "FAILED")
+        ended = started_ms + int(float(r.facts["train_seconds"]) * 1000)  # the run's own share of its stack
+        self._client.set_terminated(run.info.run_id, "FINISHED" if r.status == "finished" else "FAILED", ended)
 
     def _batch(self, run_id: str, metrics: list[Any], params: dict[str, str], tags: dict[str, str]) -> None:
         """One request where the server's limits allow."""
@@ -223,6 +239,23 @@ class Tracker:
         except Exception as error:
             reason = redacted(" ".join(str(error).split()))[:300]
             raise TrackingError(f"MLflow at {redacted(self.uri)} failed: {reason}") from error
+
+
+def links(uri: str) -> list[tuple[str, str]]:
+    """Name and page of each experiment's saved view, to put after the UI's address.
+
+    Args:
+        uri: of a local tracking store.
+    """
+    with _quiet():
+        import mlflow
+
+        found = mlflow.MlflowClient(tracking_uri=uri).search_experiments()
+    # Older versions show an empty page for a view saved in this form.
+    knows_views = tuple(int(part) for part in mlflow.__version__.split(".")[:2]) >= (3, 15)
+    ours = [e for e in found if f"mlflow.sharedViewState.{views.VIEW}" in e.tags]
+    plain = "/#/experiments/{}/runs?workflowType=machine_learning"
+    return [(e.name, views.path(e.experiment_id) if knows_views else plain.format(e.experiment_id)) for e in ours]
 
 
 def _listed(a: np.ndarray[Any, Any]) -> list[list[float | None]]:

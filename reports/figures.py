@@ -131,7 +131,8 @@ def stability_plasticity(accuracy: pd.DataFrame) -> Figure:
             if strategy not in points.index.get_level_values("strategy"):
                 continue  # every run diverged
             own = points.loc[[strategy]]
-            x, y, look = own["plasticity"], own["stability"], {"marker": MARKERS[i % 10], "ls": "", "color": colour}
+            x, y = own["plasticity"], own["stability"]
+            look: dict[str, Any] = {"marker": MARKERS[i % 10], "ls": "", "color": colour}
             axis.plot(x, y, ms=3, alpha=0.5, mew=0, **look)
             axis.plot(x.mean(), y.mean(), ms=6, mec="white", mew=0.5, label=strategy, **look)
         axis.set_xlabel("plasticity: accuracy on each task when learned")

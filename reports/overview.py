@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from reports import figures, tables
@@ -22,3 +23,8 @@ def contents(runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str,
         ]
     )
     return note, figures.overview(accuracy)
+
+
+def colours(strategies: list[str]) -> dict[str, str]:
+    """The colour a strategy has in every figure, as `#rrggbb` by label."""
+    return {strategy: to_hex(colour) for strategy, colour in figures.colours(strategies).items()}

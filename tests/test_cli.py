@@ -1,0 +1,432 @@
+"""The command: what it answers to everything that can be wrong, and one small experiment from start to end."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from benchmark import cli, harness
+from benchmark.sources import IDX_FILES
+
+GOOD = """
+name = "trial"
+scenario = { name = "permuted-digits", tasks = 2 }
+seeds = 1
+[train]
+epochs = 1
+lr = 1e-2
+batch_size = 32
+[[strategy]]
+name = "naive"
+[[strategy]]
+name = "ewc"
+lam = 10
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """Both streams without frames and line breaks, which depend on the width of the terminal."""
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", self.out + self.err).split())
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def forgetbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """The command in this process, from a folder of its own; an error it does not explain is raised."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("FORGETBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FORGETBENCH_DATA", raising=False)
+
+    def command(*args: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["forgetbench", *args])
+        status: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        return Done(status, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if anything begins to train."""
+
+    def execute(*args: object) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(harness, "execute", execute)
+
+
+@pytest.fixture
+def closed() -> str:
+    """Address of a port that nothing listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{s.getsockname()[1]}"
+
+
+def assert_one_message(done: Done, *parts: str) -> None:
+    assert done.status not in {0, None}
+    assert "Traceback" not in done.text
+    assert done.text.count("forgetbench: ") == 1 or done.text.count("Error ") == 1
+    for part in parts:
+        assert part in done.text
+
+
+# Bad input
+
+OFFLINE = ("run", "permuted-digits", "--offline")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ("run", "permuted-digit", "--offline"),
+            "no preset and no file 'permuted-digit'; did you mean 'permuted-digits'?",
+        ),
+        (("run", "nowhere.toml", "--offline"), "no preset and no file 'nowhere.toml' (forgetbench list presets)"),
+        ((*OFFLINE, 'strategy=[{name="ewcc"}]'), "strategy.0.name: unknown strategy 'ewcc'; did you mean 'ewc'?"),
+        ((*OFFLINE, "scenario=permuted"), "scenario: unknown scenario 'permuted'; did you mean 'permuted-digits'?"),
+        ((*OFFLINE, "scenario.name=[1]"), "scenario: "),
+        ((*OFFLINE, "model=mlp"), "model: unknown model 'mlp'"),
+        ((*OFFLINE, "train.epoch=3"), "train.epoch: unknown key; did you mean 'epochs'?"),
+        ((*OFFLINE, "colour=red"), "colour: unknown key; known: name, scenario, model, seeds, train, strategy"),
+        ((*OFFLINE, "strategy.1.lam=-1"), "strategy.1.lam: expected greater than or equal to 0, got -1"),
+        ((*OFFLINE, "train.epochs=0"), "train.epochs: expected greater than or equal to 1, got 0"),
+        ((*OFFLINE, "seeds=[]"), "seeds: expected a count >= 1 or a list of distinct whole numbers >= 0, got []"),
+        ((*OFFLINE, "seeds=0"), "seeds: expected a count >= 1"),
+        ((*OFFLINE, "train.epochs"), "override 'train.epochs': expected KEY=VALUE, such as train.epochs=2"),
+        ((*OFFLINE, "--device", "tpu"), "unknown device 'tpu': expected auto, cpu, cuda or cuda:N"),
+        ((*OFFLINE, "--device", "cuda:99"), "device 'cuda:99' is not there"),
+        ((*OFFLINE, "--device", "cpu:"), "unknown device 'cpu:': expected auto, cpu, cuda or cuda:N"),
+        ((*OFFLINE, "--max-stack", "0"), "--max-stack"),
+        ((*OFFLINE, "--fast"), "No such option: --fast"),
+        (("run",), "Missing argument"),
+        (("train",), "No such command 'train'"),
+        (("list", "networks"), "'networks' is not one of"),
+        (("ui",), "no results in out"),
+        (("sync",), "no results in out"),
+        (("data", "fetch", "mnis"), "unknown image set 'mnis'; did you mean 'mnist'?"),
+        (("data", "verify", "mnis"), "unknown image set 'mnis'; did you mean 'mnist'?"),
+        (("data", "verify", "mnist"), "not in the cache"),
+    ],
+)
+@pytest.mark.usefixtures("no_training")
+def test_bad_input_is_answered_with_one_message(
+    forgetbench: Command, tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    assert_one_message(forgetbench(*args), message)
+    assert not list(tmp_path.glob("out/*/*.csv"))
+
+
+def test_all_errors_of_a_file_are_said_at_once(forgetbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(
+        GOOD.replace("seeds = 1", "seeds = []").replace("lam", "lamb").replace("epochs = 1", "epochs = 0")
+    )
+    done = forgetbench("run", "bad.toml", "--offline")
+    assert_one_message(done, "3 error(s) in the experiment", "seeds: ", "train.epochs: ", "strategy.1.lamb: unknown key; did you mean 'lam'?")  # fmt: skip
+    assert len(done.err.splitlines()) == 4 and done.out == ""
+
+
+def test_a_syntax_error_in_a_file_is_said_with_its_place(forgetbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("name = \n")
+    done = forgetbench("run", "bad.toml", "--offline")
+    assert_one_message(done, "bad.toml is not valid TOML", "line 1")
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_data_folder_without_the_files_is_said_with_what_was_looked_for(forgetbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    done = forgetbench("run", "mnist-fashion", "--offline", "--data-dir", "images")
+    assert_one_message(done, "mnist: no MNIST/raw/", "no mnist.npz in", "data folder images", "permuted-digits")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_truncated_file_in_a_data_folder_is_named(forgetbench: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in IDX_FILES:
+        (folder / name).write_bytes(b"\x00\x00\x08\x03 and no more")
+    done = forgetbench("run", "mnist-fashion", "--offline", "--data-dir", "images")
+    assert_one_message(done, f"{IDX_FILES[0]} is corrupt or truncated: expected MD5", "delete it")
+
+
+@pytest.mark.parametrize("tracking", [(), ("--offline",)])
+@pytest.mark.usefixtures("no_training")
+def test_an_output_folder_that_is_a_file_is_said_with_what_to_do(
+    forgetbench: Command, tmp_path: Path, tracking: tuple[str, ...]
+) -> None:
+    (tmp_path / "out").write_text("not a folder")
+    assert_one_message(forgetbench("run", "permuted-digits", *tracking), "cannot write to out", "choose another --out")
+    assert (tmp_path / "out").read_text() == "not a folder"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_tracking_server_that_does_not_answer_is_said_before_training(forgetbench: Command, closed: str) -> None:
+    done = forgetbench("run", "permuted-digits", "--tracking-uri", closed.replace("//", "//me:secret@"))
+    assert_one_message(
+        done, "the tracking server http://***@127.0.0.1", "does not answer", "--offline", "forgetbench sync"
+    )
+    assert "secret" not in done.text
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_tracking_address_that_is_none_is_said_before_training(forgetbench: Command) -> None:
+    assert_one_message(
+        forgetbench("run", "permuted-digits", "--tracking-uri", "http://127.0.0.1:port"), "127.0.0.1:port"
+    )
+
+
+def test_an_error_that_is_ours_is_not_made_to_look_like_the_users(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(harness, "execute", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        forgetbench(*OFFLINE, "seeds=1")
+
+
+def test_debug_shows_where_an_error_came_from(forgetbench: Command) -> None:
+    with pytest.raises(ValueError, match="unknown strategy"):
+        forgetbench("run", "permuted-digits", "strategy.0.name=ewcc", "--debug")
+
+
+def test_an_interrupted_command_says_that_nothing_finished_is_lost(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "execute", interrupted)
+    done = forgetbench(*OFFLINE, "seeds=1")
+    assert done.status == 130
+    assert "interrupted; finished runs are kept" in done.err
+
+
+# Help and lists
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("list",), ("ui",), ("sync",), ("data",), ("data", "fetch"), ("data", "verify")]
+)
+def test_the_help_of_every_command_has_an_example_of_it(forgetbench: Command, command: tuple[str, ...]) -> None:
+    done = forgetbench(*command, "--help")
+    assert done.status == 0
+    assert f"Example: {' '.join(('forgetbench', *command))} " in done.text
+    assert forgetbench(*command, "-h") == done
+
+
+def test_no_command_is_without_a_test_of_its_help() -> None:
+    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback} <= {
+        "run", "list", "ui", "sync", "study", "report", "check",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("args", [("--help",), ("run", "--help"), ("data", "--help"), ("run",)])
+def test_help_imports_nothing_slow(args: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom benchmark import cli\nsys.argv[0] = 'forgetbench'\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    print('loaded', *sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split("loaded ")[-1].split())
+    assert "benchmark.cli" in loaded
+    assert not loaded & {"torch", "mlflow", "numpy", "pandas", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("strategies", ("naive", "l2", "ewc", "lam", "estimator")),
+        ("scenarios", ("mnist-fashion", "permuted-digits", "[")),
+        ("models", ("mlp-bn",)),
+        ("presets", ("mnist-fashion", "notebook", "permuted-digits")),
+        ("data", ("mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "digits")),
+    ],
+)
+def test_everything_a_file_can_name_is_listed(forgetbench: Command, what: str, names: tuple[str, ...]) -> None:
+    done = forgetbench("list", what)
+    assert done.status == 0
+    for name in names:
+        assert name in done.out
+
+
+def test_a_listed_example_of_a_scenario_can_be_copied(forgetbench: Command) -> None:
+    assert '["a", "b", ...]' in forgetbench("list", "scenarios").out
+
+
+def test_digits_can_be_fetched_and_verified_anywhere(forgetbench: Command) -> None:
+    assert "digits: 1437 training and 360 test images" in forgetbench("data", "fetch", "digits").out
+    assert "digits: comes with scikit-learn" in forgetbench("data", "verify").out
+
+
+# ui
+
+
+def test_the_ui_of_a_tracking_server_is_its_own(forgetbench: Command) -> None:
+    done = forgetbench("ui", "--tracking-uri", "https://me:secret@mlflow.example.org")
+    assert done.status == 0
+    assert "https://***@mlflow.example.org" in done.text and "secret" not in done.text
+
+
+# An experiment from start to end, with the real command
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A folder with a small experiment that ran, and what the command said."""
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "trial.toml").write_text(GOOD)
+    command = [str(Path(sysconfig.get_path("scripts")) / "forgetbench"), "run", "trial.toml", "--device", "cpu"]
+    env = {**os.environ, "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return folder, Done(done.returncode, done.stdout, done.stderr)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_ends_with_the_table_and_the_next_command(finished: tuple[Path, Done]) -> None:
+    folder, done = finished
+    assert done.status == 0, done.err
+    assert "trial: permuted-digits, 2 strategies x 1 seeds on cpu" in done.text
+    assert "2 runs in " in done.text and "the first task trained once a seed (1)" in done.text
+    for row in table(folder / "out" / "trial" / "runs.csv"):
+        shown = next(line for line in done.out.splitlines() if line.startswith(f"{row['strategy']} "))
+        assert f"{100 * float(row['average_accuracy']):.1f}" in shown
+    assert "MLflow   forgetbench ui" in done.out
+
+
+def test_the_tables_hold_every_run_and_cell(finished: tuple[Path, Done]) -> None:
+    folder, _ = finished
+    runs, cells = (table(folder / "out" / "trial" / f"{name}.csv") for name in ("runs", "accuracy"))
+    assert sorted(row["strategy"] for row in runs) == ["ewc[lam=10]", "naive"]
+    assert {row["status"] for row in runs} == {"finished"}
+    assert len(cells) == 2 * 3 * 2
+    naive, ewc = ([float(c["accuracy"]) for c in cells if c["strategy"] == s] for s in ("naive", "ewc[lam=10]"))
+    assert naive[:4] == ewc[:4]  # paired: the same before and after the first task
+    assert naive[2] > 0.5  # it learned something
+
+
+def test_mlflow_holds_what_the_tables_hold(finished: tuple[Path, Done]) -> None:
+    folder, _ = finished
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'out' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("trial")
+    assert experiment is not None
+    tracked = {r.data.tags["forgetbench.kind"]: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(tracked) == {"run", "overview"}
+    found = client.search_runs([experiment.experiment_id], "tags.`forgetbench.kind` = 'run'")
+    rows = {row["run_key"]: row for row in table(folder / "out" / "trial" / "runs.csv")}
+    assert {r.data.tags["forgetbench.run_key"] for r in found} == set(rows)
+    for r in found:
+        row = rows[r.data.tags["forgetbench.run_key"]]
+        assert r.data.params["strategy"] == row["strategy"]
+        assert r.data.metrics["average_accuracy"] == float(row["average_accuracy"])
+    artifacts = {f.path for f in client.list_artifacts(tracked["overview"].info.run_id)}
+    assert {"runs.csv", "accuracy.csv", "result_table.md", "figures"} <= artifacts
+
+
+@pytest.mark.usefixtures("no_training")
+def test_the_same_command_again_trains_nothing_and_delivers_nothing_twice(
+    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(harness, "execute", lambda plan, *args: iter([()] * plan.runs))
+    before = (folder / "out" / "trial" / "runs.csv").read_bytes()
+    done = forgetbench("run", "trial.toml", "--device", "cpu")
+    assert done.status == 0
+    assert "2 of 2 runs are finished already; they are not run again" in done.text
+    assert (folder / "out" / "trial" / "runs.csv").read_bytes() == before
+    assert "trial: 0 of 2 runs delivered, 2 were there" in forgetbench("sync").text
+
+
+def test_results_kept_offline_are_delivered_by_sync(
+    finished: tuple[Path, Done], forgetbench: Command, tmp_path: Path
+) -> None:
+    folder, _ = finished
+    uri = f"sqlite:///{folder / 'out' / 'mlflow.db'}"  # creating a database takes seconds
+    (tmp_path / "trial.toml").write_text(GOOD)
+    run = forgetbench("run", "trial.toml", "name=kept", 'strategy=[{name="l2"}]', "--offline", "--device", "cpu")
+    assert run.status == 0 and "not delivered; forgetbench sync" in run.text
+    assert not (tmp_path / "out" / "mlflow.db").exists()
+    assert "kept: 1 of 1 runs delivered, 0 were there" in forgetbench("sync", "--tracking-uri", uri).text
+    assert "kept: 0 of 1 runs delivered, 1 were there" in forgetbench("sync", "--tracking-uri", uri).text
+
+
+def test_the_ui_listens_on_loopback_alone(
+    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    assert "http://127.0.0.1:5001" in forgetbench("ui", "--port", "5001").text
+    (command,) = started
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "5001"
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{folder / 'out' / 'mlflow.db'}"
+
+
+def test_the_command_that_is_suggested_shows_no_password(
+    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli, "_tracker", lambda uri, out, name: None)
+    monkeypatch.setattr(harness, "execute", lambda *args: iter(()))
+    done = forgetbench("run", "trial.toml", "--device", "cpu", "--tracking-uri", "https://me:secret@mlflow.example.org")
+    assert done.status == 0 and "mlflow.example.org" in done.text
+    assert "secret" not in done.text
+
+
+def test_results_that_are_damaged_are_trained_again_and_no_reason_to_fail(
+    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, _ = finished
+    (tmp_path / "out" / "trial").mkdir(parents=True)
+    (tmp_path / "trial.toml").write_text(GOOD)
+    for name in ("runs.csv", "accuracy.csv"):
+        text = (folder / "out" / "trial" / name).read_text()
+        (tmp_path / "out" / "trial" / name).write_text(text[: len(text) * 2 // 3])
+    planned: list[int] = []
+
+    def execute(plan: Any, *args: object) -> None:
+        planned.append(plan.runs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "execute", execute)
+    assert forgetbench("run", "trial.toml", "--offline", "--device", "cpu").status != 0
+    assert planned in ([1], [2])

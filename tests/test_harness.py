@@ -1,0 +1,343 @@
+"""Runs through the harness: alone, stacked, side by side, diverging, branching, reproducing."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmark import harness, models, plan, scenarios
+from benchmark.learner import Learner, Recipe, Task, in_memory_order
+from strategies import EWC, L2, Naive, Strategy, hyper
+from tests.conftest import CPU, execute, make_run
+
+UNIDENTIFIED = ("linear1.bias", "linear2.bias")
+
+
+def final_parameters(runs, monkeypatch, largest=None):
+    """Trained parameters of each run by key."""
+    found = {}
+    inner = harness._results
+
+    def keep(branch, users):
+        for r, run in enumerate(branch.runs):
+            # A bias before BatchNorm has no effect on the loss: its gradient is rounding, and Adam makes steps of it.
+            found[run.key] = {
+                k: p.detach()[r].clone() for k, p in branch.learner.params.items() if k not in UNIDENTIFIED
+            }
+        return inner(branch, users)
+
+    monkeypatch.setattr(harness, "_results", keep)
+    execute(*runs, largest=largest)
+    return found
+
+
+SWEEP = [
+    make_run(strategy, seed=seed, tasks=3, batchnorm=batchnorm)
+    for seed in (0, 1)
+    for batchnorm in ("update", "freeze-after-first")
+    for strategy in (
+        Naive(),
+        L2(lam=0.5),
+        EWC(lam=50),
+        EWC(lam=500, estimator="exact"),
+        EWC(lam=5, accumulate="online"),
+    )
+]
+
+
+def test_stacked_runs_equal_the_same_runs_alone(monkeypatch):
+    together = final_parameters(SWEEP, monkeypatch)
+    for run in SWEEP[::3]:
+        alone = final_parameters([run], monkeypatch)[run.key]
+        for k, p in alone.items():
+            assert (p - together[run.key][k]).abs().max() <= 1e-10 * p.abs().max().clamp(min=1), (run.label, k)
+
+
+def test_a_stack_of_one_takes_the_same_path_as_any(monkeypatch):
+    ones = final_parameters(SWEEP[:4], monkeypatch, largest=1)
+    fours = final_parameters(SWEEP[:4], monkeypatch, largest=4)
+    for key, params in ones.items():
+        assert all(torch.allclose(p, fours[key][k], rtol=0, atol=1e-10) for k, p in params.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("batchnorm", ["update", "freeze-after-first"])
+def test_training_equals_a_plain_loop(optimizer, batchnorm, monkeypatch):
+    """An oracle without stacks, trunks or closed forms: one module, DataLoader order replayed, torch.optim unfused."""
+    recipe = {"optimizer": optimizer, "batchnorm": batchnorm, "weight_decay": 0.01, "momentum": 0.9}
+    recipe |= {"lr": 0.01 if optimizer == "sgd" else 1e-3}
+    runs = [make_run(EWC(lam=20.0), seed=seed, tasks=2, **recipe) for seed in (0, 1, 2)]
+    found = final_parameters(runs, monkeypatch)
+    run, images = runs[1], scenarios.load(runs[1].scenario)[0]
+    model = models.build("mlp-bn", 64, 10, seed=1).double()
+    anchor = importance = None
+    for task in (1, 2):
+        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+        extra = {"momentum": 0.9} if optimizer == "sgd" else {}
+        optimizer_ = make(model.parameters(), lr=run.recipe.lr, weight_decay=0.01, foreach=False, **extra)
+        model.train(task == 1 or batchnorm == "update")
+        order = run.scenario.pixel_order(task, 1, 64)
+        x = (images.train_x if order is None else images.train_x[:, order]).double() / 16
+        for epoch in range(2):
+            for batch in harness._batches((run,), task, epoch, len(x))[:, 0]:
+                loss = F.cross_entropy(model(x[batch]), images.train_y[batch])
+                if anchor:
+                    named = dict(model.named_parameters())
+                    loss = loss + 0.5 * 20.0 * sum((importance[k] * (named[k] - anchor[k]) ** 2).sum() for k in named)
+                optimizer_.zero_grad()
+                loss.backward()
+                optimizer_.step()
+        if task == 1:
+            model.eval()
+            anchor = {k: p.detach().clone() for k, p in model.named_parameters()}
+            importance = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
+            for i in range(len(x)):
+                log_p = F.log_softmax(model(x[i : i + 1]), 1)[0, images.train_y[i]]
+                for k, g in zip(importance, torch.autograd.grad(log_p, list(model.parameters())), strict=True):
+                    importance[k] += g.square() / len(x)
+    for k, p in model.named_parameters():
+        assert k in UNIDENTIFIED or (p - found[run.key][k]).abs().max() < 1e-9, k
+
+
+def test_batchnorm_statistics_of_a_stack_equal_those_of_each_network():
+    recipe = Recipe(epochs=1, precision="float64")
+    networks = [models.build("mlp-bn", 64, 10, seed=seed) for seed in range(3)]
+    solo = [copy.deepcopy(network).double().train() for network in networks]
+    learner = Learner.fresh(networks, recipe, 64, CPU)
+    learner.model.train()
+    torch.manual_seed(0)
+    x = torch.rand(3, 20, 64, dtype=torch.float64)
+    y = torch.randint(0, 10, (3, 20))
+    learner._step(x, y, Naive(), {}, {})
+    for r, network in enumerate(solo):
+        network(x[r])
+        for k, b in network.named_buffers():
+            torch.testing.assert_close(learner.buffers[k][r], b, rtol=0, atol=1e-15)
+
+
+def test_strategies_of_one_seed_see_the_same_start_and_the_same_batches(monkeypatch):
+    seen = {}
+    inner = Learner._step
+
+    def spy(self, x, y, strategy, state, hparams):
+        for r in range(self.runs):
+            seen.setdefault((strategy.name, self.runs, r), []).append(y[r].clone())
+        return inner(self, x, y, strategy, state, hparams)
+
+    monkeypatch.setattr(Learner, "_step", spy)
+    monkeypatch.setattr(plan, "workers_for", lambda device: 1)
+    execute(make_run(Naive(), seed=4), make_run(L2(), seed=4), make_run(L2(), seed=5))
+    trunk, naive = seen["naive", 2, 0], seen["naive", 1, 0]
+    assert all(torch.equal(a, b) for a, b in zip(naive, seen["l2", 2, 0], strict=True))
+    assert not torch.equal(naive[0], seen["l2", 2, 1][0]) and not torch.equal(trunk[0], naive[0])
+
+
+def test_a_diverged_run_is_marked_and_its_neighbours_are_untouched_to_the_bit(monkeypatch):
+    # Float32, where λ = 1e30 overflows Adam's second moment and the run would stand still unnoticed.
+    good = [make_run(L2(lam=lam), seed=seed, precision="float32") for lam in (0.1, 10) for seed in (0, 1)]
+    bad = make_run(L2(lam=1e30), precision="float32")
+    mild = make_run(L2(lam=1.0), precision="float32")
+    with_bad, without = execute(*good, bad), execute(*good, mild)
+    assert with_bad[bad.key].status == "diverged" and without[mild.key].status == "finished"
+    for run in good:
+        assert with_bad[run.key].status == "finished"
+        assert np.array_equal(with_bad[run.key].accuracy, without[run.key].accuracy)
+    matrix = with_bad[bad.key].accuracy
+    assert np.isfinite(matrix[:2]).all() and np.isnan(matrix[2]).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_nan_in_one_run_stays_there(optimizer):
+    recipe = Recipe(optimizer=optimizer, epochs=1, batch_size=16, precision="float64")
+    task = Task(1, scenarios.load(make_run().scenario)[0])
+
+    def trained(poisoned: bool) -> Learner:
+        learner = Learner.fresh([models.build("mlp-bn", 64, 10, seed=seed) for seed in range(3)], recipe, 64, CPU)
+        if poisoned:
+            with torch.no_grad():
+                learner.params["linear1.weight"][1, 0, 0] = torch.nan
+        learner.train(task, lambda epoch: torch.arange(3 * 16 * 5).view(5, 3, 16), Naive(), {}, {})
+        return learner
+
+    clean, poisoned = trained(False), trained(True)
+    assert poisoned.diverged.tolist() == [False, True, False] and not clean.diverged.any()
+    for k, p in clean.params.items():
+        assert torch.equal(p[[0, 2]], poisoned.params[k][[0, 2]]), k
+    assert torch.isnan(poisoned.accuracy(task)[1])
+
+
+def test_a_shared_first_task_equals_training_it_apart(monkeypatch):
+    @dataclass(frozen=True)
+    class Apart(L2):
+        name: ClassVar[str] = "apart"
+        plain_first_task: ClassVar[bool] = False
+
+    shared, apart = make_run(L2(lam=0.7), tasks=3), make_run(Apart(lam=0.7), tasks=3)
+    others = [make_run(Naive(), tasks=3), make_run(EWC(), tasks=3, batchnorm="freeze-after-first")]
+    results = execute(shared, apart, *others)
+    params = final_parameters([shared, apart, *others], monkeypatch)
+    assert results[shared.key].trunk_runs == 3 and results[apart.key].trunk_runs == 1
+    np.testing.assert_array_equal(results[shared.key].accuracy, results[apart.key].accuracy)
+    for k, p in params[shared.key].items():
+        assert torch.allclose(p, params[apart.key][k], rtol=0, atol=1e-12)
+
+
+def test_the_optimiser_can_be_kept_between_tasks():
+    kept, reset = make_run(optimizer_state="keep"), make_run(optimizer_state="reset")
+    results = execute(kept, reset)
+    assert not np.array_equal(results[kept.key].accuracy[2], results[reset.key].accuracy[2])
+
+
+def test_a_kept_optimiser_survives_the_branch(monkeypatch):
+    @dataclass(frozen=True)
+    class Apart(Naive):
+        name: ClassVar[str] = "apart"
+        plain_first_task: ClassVar[bool] = False
+
+    runs = [make_run(cls(), seed=seed, optimizer_state="keep") for cls in (Naive, Apart) for seed in (0, 1)]
+    params = final_parameters(runs, monkeypatch)
+    for seed in (0, 1):
+        for k, p in params[runs[seed].key].items():
+            assert torch.allclose(p, params[runs[seed + 2].key][k], rtol=0, atol=1e-12), k
+
+
+def test_lambda_zero_is_naive():
+    runs = [make_run(s, tasks=3) for s in (Naive(), L2(lam=0), EWC(lam=0))]
+    results = execute(*runs)
+    for run in runs[1:]:
+        np.testing.assert_array_equal(results[run.key].accuracy, results[runs[0].key].accuracy)
+
+
+@pytest.mark.parametrize("strategy", [L2(lam=1.0), EWC(lam=300.0), EWC(lam=300.0, estimator="sampled")])
+def test_a_protected_run_forgets_less_than_a_naive_one(strategy):
+    recipe = {"epochs": 5, "precision": "float32", "batchnorm": "freeze-after-first"}
+    naive, protected = make_run(Naive(), **recipe), make_run(strategy, **recipe)
+    results = execute(naive, protected)
+    forgot = {run: results[run.key].accuracy[1, 0] - results[run.key].accuracy[2, 0] for run in (naive, protected)}
+    assert forgot[protected] < forgot[naive] - 0.05
+
+
+def test_paths_are_followed_step_by_step():
+    """A path integral, as SI takes it: its sum over a task is what the parameters moved by, and its gradients the task's."""
+    moved = {}
+
+    @dataclass(frozen=True)
+    class Path(Strategy):
+        name: ClassVar[str] = "path"
+        plain_first_task: ClassVar[bool] = False
+        lam: float = hyper(1.0)
+
+        def init(self, params):
+            zeros = {k: torch.zeros_like(p) for k, p in params.items()}
+            return {"moved": zeros, "start": {k: p.clone() for k, p in params.items()}, "work": dict(zeros)}
+
+        def penalty(self, state, params, hparams):
+            return hparams["lam"] * sum(p.square().sum() for p in params.values())
+
+        def after_step(self, state, step, hparams):
+            delta = {k: step.after[k] - step.before[k] for k in step.after}
+            return {
+                "start": state["start"],
+                "moved": {k: state["moved"][k] + d for k, d in delta.items()},
+                "work": {k: state["work"][k] + step.task_gradient[k].abs() for k in delta},
+            }
+
+        def consolidate(self, state, params, measured, hparams):
+            gap = [(params[k] - state["start"][k] - state["moved"][k]).abs().max() for k in params]
+            return {**state, "moved": {k: v * 0 + torch.stack(gap).max() for k, v in state["moved"].items()}}
+
+    inner = harness._consolidate
+
+    def spy(branch, task, site, state, hparams):
+        new = inner(branch, task, site, state, hparams)
+        moved[len(branch.runs)] = max(float(v.abs().max()) for v in new["moved"].values())
+        assert all(v.gt(0).any() for v in new["work"].values())
+        return new
+
+    harness_consolidate, harness._consolidate = harness._consolidate, spy
+    try:
+        results = execute(make_run(Path(), precision="float64"), make_run(Path(lam=0.0)), largest=2)
+    finally:
+        harness._consolidate = harness_consolidate
+    assert max(moved.values()) < 1e-12
+    weak, strong = (r.accuracy for r in sorted(results.values(), key=lambda r: r.run.strategy.lam))
+    assert not np.array_equal(weak, strong)
+
+
+def test_evaluation_while_training_changes_nothing_but_the_trace():
+    plain, watched = make_run(L2(), tasks=2), make_run(L2(), tasks=2, evaluate_every=10)
+    results = execute(plain, watched)
+    np.testing.assert_array_equal(results[plain.key].accuracy, results[watched.key].accuracy)
+    trace = results[watched.key].trace
+    steps = watched.recipe.steps(1437)[1]
+    assert [(e.task, e.step) for e in trace] == [(t, s) for t in (1, 2) for s in [*range(10, steps, 10), steps]]
+    np.testing.assert_array_equal(trace[-1].accuracy, results[watched.key].accuracy[2])
+    assert not results[plain.key].trace
+
+
+def test_iterations_count_steps_whatever_the_epoch(monkeypatch):
+    steps = []
+    inner = Learner._step
+    monkeypatch.setattr(Learner, "_step", lambda self, *args: steps.append(1) or inner(self, *args))
+    execute(make_run(epochs=None, iterations=30, tasks=1))
+    assert len(steps) == 30
+
+
+def test_bfloat16_autocast_learns_about_as_well():
+    full, half = (make_run(tasks=1, epochs=5, precision=p) for p in ("float32", "bfloat16"))
+    results = execute(full, half)
+    assert results[half.key].accuracy[1, 0] > results[full.key].accuracy[1, 0] - 0.03
+
+
+def test_float32_stacks_agree_with_single_runs_within_half_a_point():
+    runs = [make_run(EWC(lam=lam), epochs=5, precision="float32") for lam in (10, 100, 1000)]
+    together = execute(*runs)
+    alone = execute(runs[1])[runs[1].key].accuracy
+    assert abs(alone[2].mean() - together[runs[1].key].accuracy[2].mean()) <= 0.005
+
+
+def test_a_result_is_the_same_in_another_process():
+    code = (
+        "from tests.conftest import execute, make_run; from strategies import EWC; "
+        "r = make_run(EWC(estimator='sampled', fisher_samples=100), seed=7); print(execute(r)[r.key].accuracy.tolist())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    run = make_run(EWC(estimator="sampled", fisher_samples=100), seed=7)
+    assert str(execute(run)[run.key].accuracy.tolist()) == runs[0].strip()
+
+
+def test_giving_up_stops_the_work():
+    run = make_run(epochs=500)
+    tasks = scenarios.load(run.scenario)
+    made = plan.make([run, make_run(epochs=500, seed=1)], tasks[0], CPU)
+
+    class Impatient(harness.Silent):
+        def epoch_done(self, *args):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(harness.execute(made, tasks, CPU, Impatient()))
+
+
+def test_parameters_lie_in_memory_as_their_gradients_do():
+    """The fused optimisers would copy, or misread, anything else."""
+    learner = Learner.fresh([models.build("mlp-bn", 64, 10, seed=s) for s in range(3)], Recipe(epochs=1), 64, CPU)
+    x, y = torch.rand(3, 8, 64), torch.zeros(3, 8, dtype=torch.int64)
+    before = {k: p.detach().clone() for k, p in learner.params.items()}
+    learner._step(x, y, Naive(), {}, {})
+    for k, p in learner.params.items():
+        flat = in_memory_order(p.detach())
+        assert flat.is_contiguous() and flat.data_ptr() == p.data_ptr() and learner.flat[k].grad is not None
+        assert not torch.equal(p, before[k])

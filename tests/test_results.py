@@ -1,0 +1,346 @@
+"""Results on disk: tables that read back equal, and that no crash, damage or second process can spoil."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from benchmark import config, experiment, metrics, results
+from benchmark.results import ResultsError, Store
+from benchmark.runs import Evaluation, Result, Run
+
+ENTRIES = [{"name": "naive"}, {"name": "ewc", "lam": [10, 0.1]}]
+
+
+def made(**changes: Any) -> config.Experiment:
+    """An experiment of two tasks, two seeds and three strategies."""
+    content = {"name": "trial", "scenario": {"name": "permuted-digits", "tasks": 2}, "seeds": 2, "strategy": ENTRIES}
+    return config.parse(content | changes)
+
+
+def result(run: Run, matrix: NDArray[np.float64] | None = None, **changes: Any) -> Result:
+    """A result without training."""
+    shape = (run.scenario.tasks + 1, run.scenario.tasks)
+    accuracy = matrix if matrix is not None else np.random.default_rng(int(run.key, 16)).random(shape)
+    given = Result(run, "finished", accuracy, train_seconds=1.25, stack_size=3, trunk_runs=2)
+    return dataclasses.replace(given, **changes)
+
+
+def kept(folder: Path, found: Sequence[Result]) -> None:
+    with Store(folder) as store:
+        store.add(found)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# What the tables hold
+
+
+def test_runs_csv_has_one_row_a_run_with_every_hyperparameter_recipe_field_and_metric(tmp_path: Path) -> None:
+    found = [result(run) for run in made().runs()]
+    kept(tmp_path, found)
+    table = rows(tmp_path / "runs.csv")
+    assert [(r["run_key"], r["strategy"], int(r["seed"])) for r in table] == [
+        (r.run.key, r.run.label, r.run.seed) for r in found
+    ]
+    first, last = table[0], table[-1]
+    assert list(first)[:4] == ["run_key", "strategy", "seed", "status"]
+    assert {*dataclasses.asdict(found[0].run.recipe), "lam", "estimator", "scenario", "model"} <= set(first)
+    assert (first["lam"], last["lam"], last["estimator"], last["lr"]) == ("", "0.1", "empirical", "0.0001")
+    for row, r in zip(table, found, strict=True):
+        for name, value in metrics.summary(r.accuracy).items():
+            assert float(row[name]) == value
+    assert (first["train_seconds"], first["stack_size"], first["trunk_runs"]) == ("1.250", "3", "2")
+
+
+def test_accuracy_csv_has_one_row_a_cell_tasks_counted_from_one(tmp_path: Path) -> None:
+    (run, *_) = made().runs()
+    kept(tmp_path, [result(run, np.array([[0.0, 0.1], [0.2, 0.3], [0.4, 0.5]]))])
+    table = rows(tmp_path / "accuracy.csv")
+    assert [(int(r["after_task"]), int(r["task"]), float(r["accuracy"])) for r in table] == [
+        (0, 1, 0.0), (0, 2, 0.1), (1, 1, 0.2), (1, 2, 0.3), (2, 1, 0.4), (2, 2, 0.5),
+    ]  # fmt: skip
+    assert {r["run_key"] for r in table} == {run.key}
+
+
+def test_evaluations_during_training_go_to_a_table_of_their_own_and_into_three_metrics(tmp_path: Path) -> None:
+    first, second, *_ = made().runs()
+    points = [(1, 5, [0.9, 0.1]), (2, 3, [0.5, 0.2]), (2, 5, [0.7, 0.8])]
+    trace = [Evaluation(task, step, np.array(accuracy)) for task, step, accuracy in points]
+    kept(tmp_path, [result(first, trace=trace), result(second)])
+    table = rows(tmp_path / "anytime.csv")
+    assert [(int(r["training_task"]), int(r["step"]), int(r["task"]), float(r["accuracy"])) for r in table] == [
+        (task, step, j, accuracy) for task, step, cells in points for j, accuracy in enumerate(cells, start=1)
+    ]
+    traced, plain = rows(tmp_path / "runs.csv")
+    assert (float(traced["min_acc"]), float(traced["wc_acc"])) == pytest.approx((0.5, 0.8 / 2 + 0.5 / 2))
+    assert float(traced["average_anytime_accuracy"]) == pytest.approx((0.9 + 0.35 + 0.75) / 3)
+    assert plain["min_acc"] == plain["wc_acc"] == plain["average_anytime_accuracy"] == ""
+
+
+def test_without_evaluations_during_training_there_is_no_table_of_them(tmp_path: Path) -> None:
+    kept(tmp_path, [result(run) for run in made().runs()])
+    assert not (tmp_path / "anytime.csv").exists()
+
+
+accuracies = st.one_of(st.floats(0, 1), st.just(math.nan))
+
+
+@given(st.integers(1, 4).flatmap(lambda t: arrays(np.float64, (t + 1, t), elements=accuracies)), st.data())
+def test_what_is_read_back_equals_what_was_kept(
+    tmp_path_factory: pytest.TempPathFactory, matrix: NDArray[np.float64], draw: st.DataObject
+) -> None:
+    tasks = matrix.shape[1]
+    evaluation = st.builds(
+        Evaluation,
+        task=st.integers(1, tasks),
+        step=st.integers(1, 99),
+        accuracy=arrays(np.float64, (tasks,), elements=accuracies),
+    )
+    trace = draw.draw(st.lists(evaluation, max_size=3, unique_by=lambda e: (e.task, e.step)))
+    # Every task that comes before one with evaluations has some.
+    trace = sorted(trace, key=lambda e: (e.task, e.step)) if {e.task for e in trace} == set(range(1, tasks + 1)) else []
+    run = made(scenario={"name": "permuted-digits", "tasks": tasks}).runs()[-1]
+    folder = tmp_path_factory.mktemp("results")
+    with Store(folder) as store:
+        (before,) = store.add([result(run, matrix, status="diverged", trace=trace)])
+    with Store(folder) as store:
+        (after,) = store.records.values()
+    for name in ("run_key", "strategy", "seed", "status", "fields", "facts"):
+        assert getattr(after, name) == getattr(before, name)
+    np.testing.assert_equal(after.values, before.values)
+    np.testing.assert_array_equal(after.accuracy, matrix)
+    assert [(task, step) for task, step, _ in after.trace] == [(e.task, e.step) for e in trace]
+    for (_, _, accuracy), e in zip(after.trace, trace, strict=True):
+        np.testing.assert_array_equal(accuracy, e.accuracy)
+
+
+def test_written_again_the_tables_are_the_same_byte_for_byte(tmp_path: Path) -> None:
+    found = [result(run) for run in made().runs()]
+    kept(tmp_path, found)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
+    with Store(tmp_path) as store:
+        store.add([])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
+
+
+def test_results_of_a_second_stack_join_those_of_the_first(tmp_path: Path) -> None:
+    first, *others = [result(run) for run in made().runs()]
+    kept(tmp_path, [first])
+    kept(tmp_path, others)
+    assert [r["run_key"] for r in rows(tmp_path / "runs.csv")] == [r.run.key for r in [first, *others]]
+    assert len(rows(tmp_path / "accuracy.csv")) == 6 * len([first, *others])
+
+
+def test_a_label_with_a_comma_stays_one_cell(tmp_path: Path) -> None:
+    entry = {"name": "ewc", "estimator": ["exact"], "lam": 3}
+    kept(tmp_path, [result(run) for run in made(strategy=[entry]).runs()])
+    assert {r["strategy"] for r in rows(tmp_path / "accuracy.csv")} == {"ewc[estimator=exact,lam=3]"}
+
+
+# Crashes and damage
+
+
+@pytest.mark.parametrize("table", ["runs.csv", "accuracy.csv"])
+def test_a_crash_while_writing_leaves_the_old_tables_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    first, *others = [result(run) for run in made().runs()]
+    kept(tmp_path, [first])
+    replace = Path.replace
+
+    def crash(path: Path, target: Path) -> Path:
+        if target.name == table:
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with Store(tmp_path) as store, pytest.raises(ResultsError, match="No space left on device"):
+        store.add(others)
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs.csv", "accuracy.csv", ".lock"}
+    with Store(tmp_path) as store:
+        assert set(store.records) == {first.run.key}
+
+
+def test_accuracies_are_on_disk_before_a_run_counts_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: order.append(target.name) or replace(path, target))
+    kept(tmp_path, [result(run) for run in made().runs()])
+    assert order == ["accuracy.csv", "runs.csv"]
+
+
+@pytest.mark.parametrize("table", ["runs.csv", "accuracy.csv"])
+def test_a_table_cut_off_anywhere_costs_only_the_runs_it_no_longer_holds(tmp_path: Path, table: str) -> None:
+    found = [result(run) for run in made(seeds=1).runs()]
+    kept(tmp_path, found)
+    with Store(tmp_path) as store:
+        whole = dict(store.records)
+    text = (tmp_path / table).read_bytes()
+    for end in range(0, len(text) - 1, 7):
+        (tmp_path / table).write_bytes(text[:end])
+        with Store(tmp_path) as store:
+            for key, held in store.records.items():
+                # A cut-off number reads as a shorter one: of the last row alone, and only in its last cell.
+                if table == "accuracy.csv":
+                    np.testing.assert_allclose(held.accuracy[:-1], whole[key].accuracy[:-1])
+                else:
+                    assert held.values == whole[key].values
+        assert set(store.records) <= set(whole)
+
+
+def test_a_cut_off_accuracy_is_not_taken_for_a_measured_one(tmp_path: Path) -> None:
+    run, *_ = made().runs()
+    kept(tmp_path, [result(run, np.full((3, 2), 0.9876))])
+    text = (tmp_path / "accuracy.csv").read_text()
+    assert text.endswith("0.9876\n")
+    (tmp_path / "accuracy.csv").write_text(text[:-4])  # 0.98
+    with Store(tmp_path) as store:
+        assert run.key not in store.records
+
+
+@pytest.mark.parametrize(
+    ("table", "damage"),
+    [
+        ("accuracy.csv", lambda row: row | {"after_task": "7"}),
+        ("accuracy.csv", lambda row: row | {"after_task": "x"}),
+        ("accuracy.csv", lambda row: row | {"accuracy": ""}),
+        ("accuracy.csv", lambda row: None if row["task"] == "2" else row),
+        ("accuracy.csv", lambda row: None),
+        ("runs.csv", lambda row: row | {"seed": "x"}),
+        ("runs.csv", lambda row: row | {"bwt": "x"}),
+        ("runs.csv", lambda row: None),
+    ],
+)
+def test_a_damaged_run_trains_again_and_the_others_stay(tmp_path: Path, table: str, damage: Any) -> None:
+    first, *others = [result(run) for run in made().runs()]
+    kept(tmp_path, [first, *others])
+    lines = [damage(row) if row["run_key"] == first.run.key else row for row in rows(tmp_path / table)]
+    pd.DataFrame([line for line in lines if line is not None]).to_csv(tmp_path / table, index=False)
+    with Store(tmp_path) as store:
+        assert set(store.records) == {r.run.key for r in others}
+
+
+def test_a_table_that_is_no_text_is_said_in_one_message(tmp_path: Path) -> None:
+    kept(tmp_path, [result(run) for run in made().runs()])
+    (tmp_path / "runs.csv").write_bytes(b"run_key,\xff\xfe\x00\n\x80,1\n")
+    with pytest.raises(ResultsError, match=r"runs\.csv"), Store(tmp_path):
+        pass
+
+
+# One process at a time
+
+
+def test_a_folder_that_another_command_writes_to_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with (
+        Store(tmp_path),
+        pytest.raises(ResultsError, match="another forgetbench command .* choose --out"),
+        Store(tmp_path),
+    ):
+        pass
+    with Store(tmp_path) as store:
+        assert store.records == {}
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_folder_that_is_a_file_is_refused_with_what_to_do(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResultsError, match=r"cannot write to .*file.*; choose another --out"), Store(tmp_path / folder):
+        pass
+
+
+# An experiment whose runs are finished already: nothing trains
+
+
+def again(found: config.Experiment, out: Path) -> experiment.Outcome:
+    """Run an experiment that has nothing left to train."""
+
+    def planned(plan: Any, experiment: config.Experiment) -> None:
+        assert plan.runs == 0
+
+    return experiment.run(
+        found,
+        out=out,
+        device=torch.device("cpu"),
+        tracker=None,
+        illustrate=lambda runs, accuracy: ("", {}),
+        planned=planned,
+    )
+
+
+def test_finished_runs_are_not_run_again_and_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = made()
+    kept(tmp_path / "trial", [result(run) for run in reversed(found.runs())])
+    outcome = again(found, tmp_path)
+    assert [(r.strategy, r.seed) for r in outcome.records] == [(r.label, r.seed) for r in found.runs()]
+    runs, accuracy = outcome.frames()
+    assert (len(runs), len(accuracy)) == (6, 36)
+
+
+def test_a_folder_may_hold_runs_of_other_settings_which_this_experiment_leaves_out(tmp_path: Path) -> None:
+    found, other = made(), made(train={"epochs": 9})
+    kept(tmp_path / "trial", [result(run) for run in [*found.runs(), *other.runs()]])
+    assert [r.run_key for r in again(found, tmp_path).records] == [r.key for r in found.runs()]
+    assert len(rows(tmp_path / "trial" / "runs.csv")) == 12
+
+
+def test_strategies_are_labelled_as_this_file_says_and_not_as_an_earlier_one_did(tmp_path: Path) -> None:
+    earlier = made(train={"epochs": 1}, strategy=[{"name": "naive"}])
+    now = made(train={"epochs": 2}, strategy=[{"name": "naive", "epochs": [1, 2]}])
+    kept(tmp_path / "trial", [result(run) for run in earlier.runs()])
+    kept(tmp_path / "trial", [result(run) for run in now.runs() if run.key not in {r.key for r in earlier.runs()}])
+    labels = [r.strategy for r in again(now, tmp_path).records]
+    assert labels == ["naive[epochs=1]", "naive[epochs=1]", "naive[epochs=2]", "naive[epochs=2]"]
+
+
+# Text in cells
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_in_a_cell_reads_back_equal(value: float) -> None:
+    assert float(results._text(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (1000.0, "1000"), (1e-4, "0.0001"), (True, "True"), ("adam", "adam")]
+)
+def test_cells_are_short(value: object, text: str) -> None:
+    assert results._text(value) == text
+
+
+def test_tables_can_be_read_by_others(tmp_path: Path) -> None:
+    kept(tmp_path, [result(run) for run in made().runs()])
+    for path in tmp_path.glob("*.csv"):
+        assert os.stat(path).st_mode & 0o777 == 0o644
+
+
+def test_frames_are_tidy(tmp_path: Path) -> None:
+    found = [result(run) for run in made().runs()]
+    with Store(tmp_path) as store:
+        runs, accuracy = experiment.frames(store.add(found))
+    assert {"run_key", "strategy", "seed", "status", "forgetting"} <= set(runs.columns)
+    cells = itertools.product(range(3), (1, 2))
+    first = accuracy[(accuracy["strategy"] == "naive") & (accuracy["seed"] == 0)]
+    assert list(zip(first["after_task"], first["task"], strict=True)) == list(cells)
+    np.testing.assert_array_equal(first["accuracy"].to_numpy().reshape(3, 2), found[0].accuracy)

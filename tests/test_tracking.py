@@ -1,0 +1,464 @@
+"""MLflow: what arrives there, that delivering twice is delivering once, and servers that are not there."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import math
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from benchmark import experiment, metrics, tracking
+from benchmark.results import Record, Store
+from benchmark.tracking import Tracker, TrackingError
+
+MATRIX = np.array([[0.1, 0.2], [0.9, 0.3], [0.6, 0.8]])
+
+
+def record(key: str = "k0", strategy: str = "ewc[lam=10]", seed: int = 0, **changes: object) -> Record:
+    """A finished run as it stands on disk."""
+    given: dict[str, object] = {
+        "run_key": key,
+        "strategy": strategy,
+        "seed": seed,
+        "status": "finished",
+        "fields": {"strategy_name": "ewc", "lam": "10", "epochs": "2", "iterations": "", "scenario": "permuted-digits"},
+        "values": metrics.summary(MATRIX),
+        "facts": {"train_seconds": "1.250", "stack_size": "3", "trunk": "t0", "trunk_runs": "2"},
+        "accuracy": MATRIX,
+    }
+    return Record(**(given | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite store for all tests, each with an experiment of its own: creating it takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+class Place:
+    """An experiment in the store, and what is in it."""
+
+    def __init__(self, uri: str, name: str, folder: Path) -> None:
+        self.uri, self.name, self.folder = uri, name, folder
+        self.client = MlflowClient(tracking_uri=uri)
+
+    def tracker(self) -> Tracker:
+        return Tracker(self.uri, self.name, self.folder / "artifacts")
+
+    def id(self) -> str:
+        found = self.client.get_experiment_by_name(self.name)
+        assert found is not None
+        return str(found.experiment_id)
+
+    def runs(self, kind: str = "run") -> list[Run]:
+        found = self.client.search_runs([self.id()], f"tags.`forgetbench.kind` = '{kind}'", order_by=["start_time ASC"])
+        return list(found)
+
+
+@pytest.fixture
+def place(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place(database, request.node.name, tmp_path)
+
+
+def times(*records: Record) -> dict[str, float]:
+    return {r.run_key: 1_000_000.0 + i for i, r in enumerate(records)}
+
+
+def deliver(place: Place, *records: Record) -> int:
+    return place.tracker().deliver(records, times(*records))
+
+
+# What arrives
+
+
+def test_a_run_arrives_with_params_metrics_curves_and_its_matrix(place: Place) -> None:
+    assert deliver(place, record()) == 1
+    (run,) = place.runs()
+    assert (run.info.status, run.info.run_name, run.info.start_time) == (
+        "FINISHED",
+        "ewc[lam=10] seed 0",
+        1_000_000_000,
+    )
+    assert run.data.params == {
+        "strategy": "ewc[lam=10]",
+        "seed": "0",
+        "strategy_name": "ewc",
+        "lam": "10",
+        "epochs": "2",
+        "scenario": "permuted-digits",
+        "trunk": "t0",
+    }
+    assert run.data.metrics == pytest.approx(
+        metrics.summary(MATRIX) | {"train_seconds": 1.25, "acc/task_01": 0.6, "acc/task_02": 0.8}
+    )
+    curve = place.client.get_metric_history(run.info.run_id, "acc/task_01")
+    assert [(point.step, point.value) for point in curve] == [(0, 0.1), (1, 0.9), (2, 0.6)]
+    (summary,) = place.client.get_metric_history(run.info.run_id, "forgetting")
+    assert summary.step == 0
+    matrix = place.client.download_artifacts(run.info.run_id, "accuracy_matrix.json", str(place.folder))
+    assert json.loads(Path(matrix).read_text())["accuracy"] == MATRIX.tolist()
+
+
+def test_runs_are_flat_siblings_so_that_the_chart_view_shows_them(place: Place) -> None:
+    deliver(place, record("a"), record("b", seed=1))
+    place.tracker().overview({}, {}, "note", 1.0, {})
+    for run in [*place.runs(), *place.runs("overview")]:
+        assert "mlflow.parentRunId" not in run.data.tags
+    assert len(place.runs()) == 2 and len(place.runs("overview")) == 1
+
+
+def test_a_diverged_run_is_failed_and_its_undefined_numbers_are_left_out(place: Place) -> None:
+    matrix = MATRIX.copy()
+    matrix[2] = np.nan
+    deliver(place, record(status="diverged", accuracy=matrix, values=metrics.summary(matrix)))
+    (run,) = place.runs()
+    assert (run.info.status, run.data.tags["forgetbench.status"]) == ("FAILED", "diverged")
+    assert all(math.isfinite(value) for value in run.data.metrics.values())
+    assert "average_accuracy" not in run.data.metrics and "fwt" in run.data.metrics
+    assert run.data.metrics["acc/task_01"] == 0.9
+    written = place.client.download_artifacts(run.info.run_id, "accuracy_matrix.json", str(place.folder))
+    assert json.loads(Path(written).read_text())["accuracy"][2] == [None, None]
+
+
+def test_a_long_sequence_of_more_points_than_a_request_takes_arrives_whole(place: Place) -> None:
+    matrix = np.random.default_rng(0).random((36, 35))  # 1 260 points
+    deliver(place, record(accuracy=matrix, values=metrics.summary(matrix)))
+    (run,) = place.runs()
+    for j in (0, 17, 34):
+        curve = place.client.get_metric_history(run.info.run_id, f"acc/task_{j + 1:02d}")
+        assert [point.value for point in sorted(curve, key=lambda p: p.step)] == pytest.approx(matrix[:, j].tolist())
+
+
+def test_start_times_put_the_first_seed_of_every_strategy_last() -> None:
+    runs = [(f"{strategy}{seed}", seed) for strategy in "abc" for seed in (4, 2, 9)]
+    found = tracking.start_times(runs, 100.0)
+    assert sorted(found, key=found.__getitem__) == ["a9", "b9", "c9", "a2", "b2", "c2", "a4", "b4", "c4"]
+    assert len(set(found.values())) == 9
+    assert all(100.0 < value < 101.0 for value in found.values())
+
+
+# Delivering again
+
+
+def test_delivering_twice_is_the_same_as_once(place: Place) -> None:
+    both = record("a"), record("b", seed=1)
+    tracker = place.tracker()
+    assert [tracker.deliver(both, times(*both)), tracker.deliver(both, times(*both))] == [2, 0]
+    first = [run.info.run_id for run in place.runs()]
+    assert deliver(place, *both) == 0  # another process
+    assert [run.info.run_id for run in place.runs()] == first
+
+
+def test_only_what_is_not_there_yet_is_delivered(place: Place) -> None:
+    deliver(place, record("a"))
+    assert deliver(place, record("a"), record("b", seed=1)) == 1
+    assert [run.data.tags["forgetbench.run_key"] for run in place.runs()] == ["a", "b"]
+
+
+def test_one_key_twice_in_a_delivery_arrives_once(place: Place) -> None:
+    deliver(place, record("a"), record("a"))
+    assert len(place.runs()) == 1
+
+
+def test_a_run_cut_off_half_way_is_replaced(place: Place) -> None:
+    tracker = place.tracker()
+    tags = {"forgetbench.kind": "run", "forgetbench.run_key": "a"}
+    half = place.client.create_run(tracker.experiment_id, tags=tags)
+    assert half.info.status == "RUNNING"
+    assert tracker.deliver([record("a")], times(record("a"))) == 1
+    (run,) = place.runs()
+    assert run.info.run_id != half.info.run_id
+    assert (run.info.status, run.data.metrics["forgetting"]) == ("FINISHED", pytest.approx(0.3))
+
+
+def test_a_delivery_that_breaks_off_is_completed_by_the_next(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = record("a"), record("b", seed=1)
+    log_batch, calls = MlflowClient.log_batch, []
+
+    def breaking(client: MlflowClient, *args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise ConnectionError("the server went away")
+        return log_batch(client, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", breaking)
+    with pytest.raises(TrackingError, match="the server went away"):
+        deliver(place, *both)
+    monkeypatch.undo()
+    assert deliver(place, *both) == 1
+    assert [(r.data.tags["forgetbench.run_key"], r.info.status) for r in place.runs()] == [
+        ("a", "FINISHED"),
+        ("b", "FINISHED"),
+    ]
+
+
+def test_more_runs_than_a_page_of_the_server_are_all_found_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PAGE", 2)
+    five = [record(key) for key in "abcde"]
+    deliver(place, *five)
+    assert deliver(place, *five) == 0
+    assert len(place.runs()) == 5
+
+
+def test_runs_that_others_logged_into_the_experiment_stay(place: Place) -> None:
+    tracker = place.tracker()
+    other = place.client.create_run(tracker.experiment_id)
+    tracker.deliver([record()], times(record()))
+    assert place.client.get_run(other.info.run_id).info.lifecycle_stage == "active"
+
+
+# The overview run
+
+
+def test_the_overview_holds_note_tags_params_texts_and_figures(place: Place) -> None:
+    figure = Figure(figsize=(1, 1))
+    run_id = place.tracker().overview(
+        {"lr": "0.1"}, {"device": "cpu"}, "a **note**", 5.0, {"runs.csv": "a,b\n", "figures/one.png": figure}
+    )
+    run = place.client.get_run(run_id)
+    assert (run.info.status, run.info.run_name, run.info.start_time) == ("FINISHED", "overview", 5000)
+    assert run.data.params == {"lr": "0.1"}
+    assert (run.data.tags["device"], run.data.tags["mlflow.note.content"]) == ("cpu", "a **note**")
+    assert {f.path for f in place.client.list_artifacts(run_id)} == {"runs.csv", "figures"}
+    assert Path(place.client.download_artifacts(run_id, "runs.csv", str(place.folder))).read_text() == "a,b\n"
+    png = Path(place.client.download_artifacts(run_id, "figures/one.png", str(place.folder)))
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert place.client.get_experiment(place.id()).tags["mlflow.note.content"] == "a **note**"
+
+
+def test_a_second_overview_renews_the_first(place: Place) -> None:
+    first = place.tracker().overview({"lr": "0.1"}, {"device": "cpu"}, "old", 5.0, {"t.md": "old"})
+    second = place.tracker().overview({"lr": "0.1", "epochs": "2"}, {"device": "cuda"}, "new", 9.0, {"t.md": "new"})
+    assert first == second
+    run = place.client.get_run(second)
+    assert run.data.params == {"lr": "0.1", "epochs": "2"}
+    assert (run.data.tags["device"], run.data.tags["mlflow.note.content"]) == ("cuda", "new")
+    assert Path(place.client.download_artifacts(second, "t.md", str(place.folder))).read_text() == "new"
+
+
+def test_a_note_longer_than_a_tag_may_be_is_no_reason_to_fail(place: Place) -> None:
+    row = "| `ewc[estimator=exact,lam=1000]` | 3 | 97.1 ± 0.1 | 50.2 ± 3.0 | 71.1 ± 2.0 | 12.0 ± 0.4 |\n"
+    run_id = place.tracker().overview({}, {}, row * 250, 1.0, {"result_table.md": row * 250})
+    assert place.client.get_run(run_id).data.tags["mlflow.note.content"].startswith(row)
+    assert Path(place.client.download_artifacts(run_id, "result_table.md", str(place.folder))).read_text() == row * 250
+
+
+# sync
+
+
+def test_sync_delivers_a_folder_and_draws_its_overview_once(place: Place) -> None:
+    found = [record("a"), record("b", seed=1), record("c", strategy="naive")]
+    with Store(place.folder) as store:
+        store.records = {r.run_key: r for r in found}
+        store.add([])
+    drawn: list[int] = []
+
+    def illustrate(runs: object, accuracy: object) -> tuple[str, dict[str, object]]:
+        drawn.append(len(runs))  # type: ignore[arg-type]
+        return "note", {}
+
+    tracker = place.tracker()
+    assert experiment.sync(place.folder, tracker, illustrate) == (3, 3)
+    assert experiment.sync(place.folder, place.tracker(), illustrate) == (0, 3)
+    assert drawn == [3]
+    (overview,) = place.runs("overview")
+    assert overview.data.params["scenario"] == "permuted-digits"
+    assert {f.path for f in place.client.list_artifacts(overview.info.run_id)} >= {"runs.csv", "accuracy.csv"}
+
+
+def test_sync_does_not_average_runs_of_two_settings_that_share_a_label(place: Place) -> None:
+    """A folder holds the runs of every version of its file: here `naive` with one epoch, later with two."""
+    one = [record(f"one{s}", strategy="naive", seed=s, fields={"epochs": "1"}) for s in (0, 1)]
+    two = [record(f"two{s}", strategy="naive", seed=s, fields={"epochs": "2"}) for s in (0, 1)]
+    with Store(place.folder) as store:
+        store.records = {r.run_key: r for r in [*one, *two]}
+        store.add([])
+    seen: list[int] = []
+
+    def illustrate(runs: object, accuracy: object) -> tuple[str, dict[str, object]]:
+        seen.extend(runs.groupby("strategy")["seed"].count())  # type: ignore[attr-defined]
+        return "note", {}
+
+    experiment.sync(place.folder, place.tracker(), illustrate)
+    assert seen and max(seen) == 2  # as many runs as seeds
+
+
+# Servers that are not there
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture
+def answers() -> Iterator[list[bytes]]:
+    """A server of one's own: its address, then what it answers to everything."""
+    given: list[bytes] = []
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        given.append(b"127.0.0.1:%d" % server.getsockname()[1])
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(given[-1])
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield given
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_server_that_refuses_is_said_to_be_down_with_what_to_do(closed_port: int, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError) as caught:
+        Tracker(f"http://127.0.0.1:{closed_port}", "x", tmp_path)
+    for part in (f"http://127.0.0.1:{closed_port}", "does not answer", "refused", "--offline", "forgetbench sync"):
+        assert part in str(caught.value)
+
+
+def test_whether_a_server_answers_is_found_out_before_mlflow_retries_for_minutes(
+    closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.MlflowClient", None)  # calling it would be another error
+    with pytest.raises(TrackingError, match="does not answer"):
+        Tracker(f"http://127.0.0.1:{closed_port}", "x", tmp_path)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_server_in_trouble_is_said_to_be_down(answers: list[bytes], status: int, tmp_path: Path) -> None:
+    reason = http.server.BaseHTTPRequestHandler.responses[status][0]
+    answers.append(f"HTTP/1.0 {status} {reason}\r\nContent-Length: 0\r\n\r\n".encode())
+    with pytest.raises(TrackingError, match=f"does not answer .HTTP {status}"):
+        Tracker(f"http://{answers[0].decode()}", "x", tmp_path)
+
+
+def test_what_is_no_http_server_is_said_in_the_same_way(answers: list[bytes], tmp_path: Path) -> None:
+    answers.append(b"SSH-2.0-OpenSSH_9.2\r\n")
+    with pytest.raises(TrackingError, match="the tracking server http://127"):
+        Tracker(f"http://{answers[0].decode()}", "x", tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["http://", "http://127.0.0.1:port", "http://127.0.0.1:80 80", "https://[::1"])
+def test_an_address_that_is_none_is_said_in_the_same_way(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError):
+        Tracker(uri, "x", tmp_path)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that something wanted to sleep for, without sleeping."""
+    wanted: list[float] = []
+    monkeypatch.setattr(time, "sleep", wanted.append)
+    return wanted
+
+
+def test_a_damaged_database_is_said_without_minutes_of_retries(slept: list[float], tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(TrackingError, match="not a database"):
+        Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "x", tmp_path)
+    assert sum(slept) < 30
+
+
+def test_a_database_server_that_refuses_is_said_without_minutes_of_retries(
+    slept: list[float], closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object) -> None:
+        raise ConnectionRefusedError("connection refused")
+
+    # No database driver needs to be installed: what fails in real life is this call.
+    monkeypatch.setattr("sqlalchemy.inspect", refused)
+    with pytest.raises(TrackingError, match="refused"):
+        Tracker(f"sqlite:///{tmp_path / 'other.db'}", "x", tmp_path)
+    assert sum(slept) < 30
+
+
+def test_a_folder_in_the_place_of_the_database_is_said_in_one_message(slept: list[float], tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="unable to open database"):
+        Tracker(f"sqlite:///{tmp_path}", "x", tmp_path)
+    assert sum(slept) < 30
+
+
+def test_a_kind_of_store_that_there_is_not_is_said_in_one_message(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="carrier-pigeon://home failed"):
+        Tracker("carrier-pigeon://home", "x", tmp_path)
+
+
+def test_a_deleted_experiment_is_said_with_what_to_do(place: Place) -> None:
+    place.tracker()
+    place.client.delete_experiment(place.id())
+    with pytest.raises(TrackingError, match="was deleted.*restore it"):
+        place.tracker()
+
+
+def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Place) -> None:
+    tracker = place.tracker()
+    with contextlib.closing(sqlite3.connect(place.uri.removeprefix("sqlite:///"))) as connection:
+        connection.execute("ALTER TABLE params RENAME TO elsewhere")
+        try:
+            with pytest.raises(TrackingError, match=r"MLflow at sqlite:.* failed: .*params"):
+                tracker.deliver([record()], times(record()))
+        finally:
+            connection.execute("ALTER TABLE elsewhere RENAME TO params")
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:secret@host:5000/path", "http://***@host:5000/path"),
+        ("https://secret@host", "https://***@host"),
+        ("postgresql://user:secret@host/db", "postgresql://***@host/db"),
+        ("postgresql+psycopg2://user:sec@ret@host/db", "postgresql+psycopg2://***@host/db"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////home/me/out/mlflow.db", "sqlite:////home/me/out/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_user_name_and_password_are_no_part_of_what_is_shown(uri: str, shown: str) -> None:
+    assert tracking.redacted(uri) == shown
+
+
+@pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret"])
+def test_the_message_about_a_server_that_is_down_keeps_the_password(
+    closed_port: int, tmp_path: Path, secret: str
+) -> None:
+    with pytest.raises(TrackingError) as caught:
+        Tracker(f"http://user:{secret}@127.0.0.1:{closed_port}", "x", tmp_path)
+    assert "cret" not in str(caught.value) and "user" not in str(caught.value)
+
+
+def test_an_error_of_mlflow_that_quotes_the_address_is_shown_without_the_password(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Max retries exceeded with url: http://user:secret@host/api and http://user:secret@host/b")
+
+    tracker = place.tracker()
+    monkeypatch.setattr(MlflowClient, "search_runs", failing)
+    with pytest.raises(TrackingError, match="Max retries exceeded") as caught:
+        tracker.deliver([record()], times(record()))
+    assert "secret" not in str(caught.value)
