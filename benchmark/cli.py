@@ -248,15 +248,17 @@ def _options(uri: str | None, out: Path) -> str:
 
 
 def main() -> None:
-    """Entry point: one clear line for what a user can mend, a traceback with --debug or for what is our fault."""
+    """Entry point: one clear message for every error, a traceback only with --debug."""
     try:
         app()
     except KeyboardInterrupt:
         _fail("interrupted; finished runs are kept, the same command continues", 130)
     except Exception as error:
-        if "--debug" in sys.argv or not _expected(error):
+        if "--debug" in sys.argv:
             raise
-        _fail(str(error), 2)
+        if _expected(error):
+            _fail(str(error), 2)
+        _fail(f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)", 1)
 
 
 def _expected(error: BaseException) -> bool:

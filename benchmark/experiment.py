@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 import torch
 
-from benchmark import environment, harness, plan, scenarios
+from benchmark import environment, harness, plan, scenarios, views
 from benchmark.config import Experiment
 from benchmark.results import Record, Store
 from benchmark.tracking import Tracker, TrackingError, start_times
