@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from benchmark.tracking import Tracker
 
+INTERRUPTED = 130  # the exit status of Ctrl-C, which some versions of typer report and others raise
+
 app = typer.Typer(
     help="Continual-learning strategies compared in one stacked harness, tracked in MLflow.\n\n"
     "Example: forgetbench run permuted-digits",
@@ -250,15 +252,21 @@ def _options(uri: str | None, out: Path) -> str:
 def main() -> None:
     """Entry point: one clear message for every error, a traceback only with --debug."""
     try:
-        app()
-    except KeyboardInterrupt:
-        _fail("interrupted; finished runs are kept, the same command continues", 130)
+        status = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's, which some versions of typer vendor
+            error.show()
+            sys.exit(error.exit_code)
         if "--debug" in sys.argv:
             raise
         if _expected(error):
             _fail(str(error), 2)
         _fail(f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)", 1)
+    if status == INTERRUPTED:
+        _fail("interrupted; finished runs are kept, the same command continues", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _expected(error: BaseException) -> bool:
@@ -278,3 +286,7 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
     print(f"forgetbench: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

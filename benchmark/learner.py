@@ -282,7 +282,7 @@ class Learner:
         params = {k: p.detach() for k, p in self.params.items()}
         if strategy.overrides("penalty"):
             extra = lift(strategy.penalty_gradient, self.runs)(state, params, hparams)
-            gradient = {k: g + extra[k] for k, g in gradient.items()}
+            gradient = {k: extra[k].add_(g) for k, g in gradient.items()}
         for k, p in self.params.items():
             g = gradient[k] if gradient[k].stride() == p.stride() else like(p, gradient[k])
             self.flat[k].grad = in_memory_order(g)

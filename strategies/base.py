@@ -142,7 +142,8 @@ class Strategy:
     def penalty_gradient(self, state: State, params: Params, hparams: Hparams) -> Params:
         """Gradient of `penalty` by `params`, in tensors of its own: automatic unless a closed form is known."""
         gradient: Params = torch.func.grad(lambda p: self.penalty(state, p, hparams))(params)
-        return gradient
+        # Automatic differentiation may hand one tensor out twice; the harness writes into what it is given.
+        return {k: g.clone() for k, g in gradient.items()}
 
     def after_step(self, state: State, step: Step, hparams: Hparams) -> State:
         """The state after an optimiser step, for importances gathered along the path."""

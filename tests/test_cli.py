@@ -93,8 +93,8 @@ def closed() -> str:
 
 def assert_one_message(done: Done, *parts: str) -> None:
     assert done.status not in {0, None}
-    assert "Traceback" not in done.text
-    assert done.text.count("forgetbench: ") == 1 or done.text.count("Error ") == 1
+    assert "Traceback" not in done.text and "a bug of forgetbench" not in done.text
+    assert len(re.findall(r"forgetbench: |Error:? ", done.text)) == 1
     for part in parts:
         assert part in done.text
 
@@ -209,11 +209,14 @@ def test_an_error_that_is_ours_is_not_made_to_look_like_the_users(
     forgetbench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:
-        raise RuntimeError("a bug")
+        raise RuntimeError("this cannot happen")
 
     monkeypatch.setattr(harness, "execute", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        forgetbench(*OFFLINE, "seeds=1")
+    done = forgetbench(*OFFLINE, "seeds=1")
+    assert done.status == 1
+    assert "unexpected RuntimeError: this cannot happen (a bug of forgetbench; --debug shows where)" in done.text
+    with pytest.raises(RuntimeError, match="this cannot happen"):
+        forgetbench(*OFFLINE, "seeds=1", "--debug")
 
 
 def test_debug_shows_where_an_error_came_from(forgetbench: Command) -> None:

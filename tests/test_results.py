@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from benchmark import config, experiment, metrics, results
 from benchmark.results import ResultsError, Store
 from benchmark.runs import Evaluation, Result, Run
+from reports import overview
 
 ENTRIES = [{"name": "naive"}, {"name": "ewc", "lam": [10, 0.1]}]
 
@@ -284,7 +285,7 @@ def again(found: config.Experiment, out: Path) -> experiment.Outcome:
         out=out,
         device=torch.device("cpu"),
         tracker=None,
-        illustrate=lambda runs, accuracy: ("", {}),
+        presentation=overview,
         planned=planned,
     )
 

@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -23,6 +25,7 @@ from benchmark import experiment, metrics, tracking
 from benchmark.results import Record, Store
 from benchmark.tracking import Tracker, TrackingError
 
+VIEW = ("mlflow.sharedViewState.trial", "{}")
 MATRIX = np.array([[0.1, 0.2], [0.9, 0.3], [0.6, 0.8]])
 
 
@@ -61,6 +64,11 @@ class Place:
         found = self.client.get_experiment_by_name(self.name)
         assert found is not None
         return str(found.experiment_id)
+
+    def overview(
+        self, params: dict[str, str], tags: dict[str, str], note: str, started: float, files: dict[str, Any]
+    ) -> str:
+        return self.tracker().overview(params, tags, note, started, files, VIEW)
 
     def runs(self, kind: str = "run") -> list[Run]:
         found = self.client.search_runs([self.id()], f"tags.`forgetbench.kind` = '{kind}'", order_by=["start_time ASC"])
@@ -113,7 +121,7 @@ def test_a_run_arrives_with_params_metrics_curves_and_its_matrix(place: Place) -
 
 def test_runs_are_flat_siblings_so_that_the_chart_view_shows_them(place: Place) -> None:
     deliver(place, record("a"), record("b", seed=1))
-    place.tracker().overview({}, {}, "note", 1.0, {})
+    place.overview({}, {}, "note", 1.0, {})
     for run in [*place.runs(), *place.runs("overview")]:
         assert "mlflow.parentRunId" not in run.data.tags
     assert len(place.runs()) == 2 and len(place.runs("overview")) == 1
@@ -141,10 +149,11 @@ def test_a_long_sequence_of_more_points_than_a_request_takes_arrives_whole(place
         assert [point.value for point in sorted(curve, key=lambda p: p.step)] == pytest.approx(matrix[:, j].tolist())
 
 
-def test_start_times_put_the_first_seed_of_every_strategy_last() -> None:
+def test_newest_first_the_runs_are_one_seed_of_every_strategy_in_the_order_of_the_experiment() -> None:
     runs = [(f"{strategy}{seed}", seed) for strategy in "abc" for seed in (4, 2, 9)]
     found = tracking.start_times(runs, 100.0)
-    assert sorted(found, key=found.__getitem__) == ["a9", "b9", "c9", "a2", "b2", "c2", "a4", "b4", "c4"]
+    newest_first = sorted(found, key=found.__getitem__, reverse=True)
+    assert newest_first == ["a4", "b4", "c4", "a2", "b2", "c2", "a9", "b9", "c9"]
     assert len(set(found.values())) == 9
     assert all(100.0 < value < 101.0 for value in found.values())
 
@@ -224,7 +233,7 @@ def test_runs_that_others_logged_into_the_experiment_stay(place: Place) -> None:
 
 def test_the_overview_holds_note_tags_params_texts_and_figures(place: Place) -> None:
     figure = Figure(figsize=(1, 1))
-    run_id = place.tracker().overview(
+    run_id = place.overview(
         {"lr": "0.1"}, {"device": "cpu"}, "a **note**", 5.0, {"runs.csv": "a,b\n", "figures/one.png": figure}
     )
     run = place.client.get_run(run_id)
@@ -235,12 +244,14 @@ def test_the_overview_holds_note_tags_params_texts_and_figures(place: Place) -> 
     assert Path(place.client.download_artifacts(run_id, "runs.csv", str(place.folder))).read_text() == "a,b\n"
     png = Path(place.client.download_artifacts(run_id, "figures/one.png", str(place.folder)))
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert place.client.get_experiment(place.id()).tags["mlflow.note.content"] == "a **note**"
+    shown = place.client.get_experiment(place.id()).tags
+    assert shown["mlflow.note.content"].endswith("a **note**")
+    assert shown[VIEW[0]] == VIEW[1]
 
 
 def test_a_second_overview_renews_the_first(place: Place) -> None:
-    first = place.tracker().overview({"lr": "0.1"}, {"device": "cpu"}, "old", 5.0, {"t.md": "old"})
-    second = place.tracker().overview({"lr": "0.1", "epochs": "2"}, {"device": "cuda"}, "new", 9.0, {"t.md": "new"})
+    first = place.overview({"lr": "0.1"}, {"device": "cpu"}, "old", 5.0, {"t.md": "old"})
+    second = place.overview({"lr": "0.1", "epochs": "2"}, {"device": "cuda"}, "new", 9.0, {"t.md": "new"})
     assert first == second
     run = place.client.get_run(second)
     assert run.data.params == {"lr": "0.1", "epochs": "2"}
@@ -250,7 +261,7 @@ def test_a_second_overview_renews_the_first(place: Place) -> None:
 
 def test_a_note_longer_than_a_tag_may_be_is_no_reason_to_fail(place: Place) -> None:
     row = "| `ewc[estimator=exact,lam=1000]` | 3 | 97.1 ± 0.1 | 50.2 ± 3.0 | 71.1 ± 2.0 | 12.0 ± 0.4 |\n"
-    run_id = place.tracker().overview({}, {}, row * 250, 1.0, {"result_table.md": row * 250})
+    run_id = place.overview({}, {}, row * 250, 1.0, {"result_table.md": row * 250})
     assert place.client.get_run(run_id).data.tags["mlflow.note.content"].startswith(row)
     assert Path(place.client.download_artifacts(run_id, "result_table.md", str(place.folder))).read_text() == row * 250
 
@@ -258,21 +269,33 @@ def test_a_note_longer_than_a_tag_may_be_is_no_reason_to_fail(place: Place) -> N
 # sync
 
 
-def test_sync_delivers_a_folder_and_draws_its_overview_once(place: Place) -> None:
-    found = [record("a"), record("b", seed=1), record("c", strategy="naive")]
-    with Store(place.folder) as store:
-        store.records = {r.run_key: r for r in found}
-        store.add([])
-    drawn: list[int] = []
+class Presented:
+    """A presentation that remembers the runs it was to show."""
 
-    def illustrate(runs: object, accuracy: object) -> tuple[str, dict[str, object]]:
-        drawn.append(len(runs))  # type: ignore[arg-type]
+    def __init__(self) -> None:
+        self.shown: list[pd.DataFrame] = []
+
+    def contents(self, runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+        self.shown.append(runs)
         return "note", {}
 
-    tracker = place.tracker()
-    assert experiment.sync(place.folder, tracker, illustrate) == (3, 3)
-    assert experiment.sync(place.folder, place.tracker(), illustrate) == (0, 3)
-    assert drawn == [3]
+    def colours(self, strategies: list[str]) -> dict[str, str]:
+        return dict.fromkeys(strategies, "#123456")
+
+
+def fill(folder: Path, *records: Record) -> None:
+    with Store(folder) as store:
+        store.records = {r.run_key: r for r in records}
+        store.add([])
+
+
+def test_sync_delivers_a_folder_and_draws_its_overview_once(place: Place) -> None:
+    fill(place.folder, record("a"), record("b", seed=1), record("c", strategy="naive"))
+    presented = Presented()
+    assert experiment.sync(place.folder, place.tracker(), presented) == (3, 3)
+    assert experiment.sync(place.folder, place.tracker(), presented) == (0, 3)
+    assert [len(runs) for runs in presented.shown] == [3]
+    assert {run.data.tags["mlflow.runColor"] for run in place.runs()} == {"#123456"}
     (overview,) = place.runs("overview")
     assert overview.data.params["scenario"] == "permuted-digits"
     assert {f.path for f in place.client.list_artifacts(overview.info.run_id)} >= {"runs.csv", "accuracy.csv"}
@@ -282,17 +305,11 @@ def test_sync_does_not_average_runs_of_two_settings_that_share_a_label(place: Pl
     """A folder holds the runs of every version of its file: here `naive` with one epoch, later with two."""
     one = [record(f"one{s}", strategy="naive", seed=s, fields={"epochs": "1"}) for s in (0, 1)]
     two = [record(f"two{s}", strategy="naive", seed=s, fields={"epochs": "2"}) for s in (0, 1)]
-    with Store(place.folder) as store:
-        store.records = {r.run_key: r for r in [*one, *two]}
-        store.add([])
-    seen: list[int] = []
-
-    def illustrate(runs: object, accuracy: object) -> tuple[str, dict[str, object]]:
-        seen.extend(runs.groupby("strategy")["seed"].count())  # type: ignore[attr-defined]
-        return "note", {}
-
-    experiment.sync(place.folder, place.tracker(), illustrate)
-    assert seen and max(seen) == 2  # as many runs as seeds
+    fill(place.folder, *one, *two)
+    presented = Presented()
+    experiment.sync(place.folder, place.tracker(), presented)
+    (runs,) = presented.shown
+    assert not runs.duplicated(["strategy", "seed"]).any()  # as many runs as seeds
 
 
 # Servers that are not there

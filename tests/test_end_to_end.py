@@ -1,0 +1,118 @@
+"""The real command line, interrupted and resumed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "benchmark.cli", "run", "permuted-digits"]
+SMALL = ["scenario.tasks=3", "train.epochs=2", "train.precision=float64", "--max-stack", "2"]
+
+
+def forgetbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmark.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["run_key"] for row in rows}) == len(rows)
+    return {row["run_key"]: row for row in rows}
+
+
+def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, once it has written its first results."""
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(
+        [*COMMAND, *SMALL, *arguments], cwd=cwd, stdout=pipe, stderr=pipe, text=True, env=environment()
+    )
+    runs = cwd / "out" / "permuted-digits" / "runs.csv"
+    for _ in range(1200):
+        if runs.is_file() or running.poll() is not None:
+            break
+        time.sleep(0.05)
+    assert runs.is_file() and running.poll() is None
+    return running
+
+
+def delivered(cwd: Path) -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{cwd / 'out' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("permuted-digits")
+    found = client.search_runs([experiment.experiment_id], "tags.`forgetbench.kind` = 'run'")
+    assert {run.info.status for run in found} == {"FINISHED"}
+    return sorted(run.data.tags["forgetbench.run_key"] for run in found)
+
+
+def test_killed_in_the_middle_the_same_command_continues(tmp_path):
+    undisturbed = forgetbench("run", "permuted-digits", *SMALL, "--offline", "--out", "other", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    expected = table(tmp_path / "other" / "permuted-digits" / "runs.csv")
+
+    running = start(tmp_path)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    kept = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
+    assert 0 < len(kept) < len(expected)
+
+    again = forgetbench("run", "permuted-digits", *SMALL, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(kept)} of {len(expected)} runs are finished already" in again.stdout
+    found = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
+    assert found.keys() == expected.keys()
+    for key, row in kept.items():
+        assert {k: v for k, v in found[key].items() if v} == {k: v for k, v in row.items() if v}  # not run twice
+    for key, row in expected.items():
+        assert float(found[key]["average_accuracy"]) == pytest.approx(float(row["average_accuracy"]), abs=1e-12)
+    assert delivered(tmp_path) == sorted(expected)
+
+    nothing = forgetbench("run", "permuted-digits", *SMALL, cwd=tmp_path)
+    assert nothing.returncode == 0 and "run-epochs" not in nothing.stdout
+    assert delivered(tmp_path) == sorted(expected)
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path):
+    running = start(tmp_path, "--offline")
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.strip() == "forgetbench: interrupted; finished runs are kept, the same command continues"
+    assert table(tmp_path / "out" / "permuted-digits" / "runs.csv")
+
+
+def test_what_ran_offline_is_delivered_later_and_once(tmp_path):
+    arguments = ("seeds=1", "train.epochs=1", "scenario.tasks=2")
+    offline = forgetbench("run", "permuted-digits", *arguments, "--offline", cwd=tmp_path)
+    assert offline.returncode == 0 and "forgetbench sync" in offline.stdout
+    assert not (tmp_path / "out" / "mlflow.db").exists()
+    first, second = (forgetbench("sync", cwd=tmp_path) for _ in range(2))
+    assert "permuted-digits: 7 of 7 runs delivered, 0 were there" in first.stdout, first.stderr
+    assert "permuted-digits: 0 of 7 runs delivered, 7 were there" in second.stdout
+    assert delivered(tmp_path) == sorted(table(tmp_path / "out" / "permuted-digits" / "runs.csv"))
+
+
+def test_a_run_that_diverges_is_counted_in_the_table(tmp_path):
+    file = tmp_path / "big.toml"
+    file.write_text(
+        'name = "big"\nscenario = { name = "permuted-digits", tasks = 2 }\nseeds = 2\n[train]\nepochs = 1\nlr = 1e-3\n'
+        '[[strategy]]\nname = "l2"\nlam = [1.0, 1e30]\n'
+    )
+    done = forgetbench("run", "big.toml", "--offline", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("l2[")]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [("l2[lam=1]", "2", rows[0][-1]), ("l2[lam=1e+30]", "0", "2")]
+    statuses = [row["status"] for row in table(tmp_path / "out" / "big" / "runs.csv").values()]
+    assert sorted(statuses) == ["diverged", "diverged", "finished", "finished"]
