@@ -245,8 +245,10 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
 
 def _options(uri: str | None, out: Path) -> str:
     """What a command needs to find these results, for copying."""
+    from benchmark.tracking import redacted
+
     shown = f" --out {out}" if out != Path("out") else ""
-    return shown + (f" --tracking-uri {uri}" if uri else "")
+    return shown + (f" --tracking-uri {redacted(uri)}" if uri else "")
 
 
 def main() -> None:

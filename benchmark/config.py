@@ -166,6 +166,13 @@ def parse(content: dict[str, Any]) -> Experiment:
             entries += _entries(f"strategy.{i}", entry, train if isinstance(train, dict) else {}, errors)
     for label in {e.label for e in entries if [o.label for o in entries].count(e.label) > 1}:
         errors.append(f"strategy: {label!r} is there more than once")
+    twice: dict[object, str] = {}
+    for entry in entries:
+        identity = (entry.name, entry.strategy, entry.recipe)
+        if twice.setdefault(identity, entry.label) != entry.label:
+            errors.append(
+                f"strategy: {entry.label!r} is the same as {twice[identity]!r}: one setting, there more than once"
+            )
     if errors or table is None:
         listed = "\n".join(f"  {line}" for line in dict.fromkeys(errors))
         raise ConfigError(f"{len(dict.fromkeys(errors))} error(s) in the experiment:\n{listed}")

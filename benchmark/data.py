@@ -8,7 +8,6 @@ import hashlib
 import os
 import struct
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +84,20 @@ def load(name: str, data_dir: Path | None = None, say: Say = lambda line: None) 
     """
     if name == "digits":
         return _digits()
+    spec, given = _spec(name), data_dir or _environment_dir()
+    return _image_set(spec, _from_folder(spec, given, say) if given else _from_cache_or_sources(spec, say))
+
+
+def _spec(name: str) -> Spec:
     if name not in SPECS:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown image set {name!r}{hint} (forgetbench list data)")
-    spec = SPECS[name]
-    given = data_dir or (Path(os.environ["FORGETBENCH_DATA"]) if os.environ.get("FORGETBENCH_DATA") else None)
-    return _image_set(spec, _from_folder(spec, given, say) if given else _from_cache_or_sources(spec, say))
+    return SPECS[name]
+
+
+def _environment_dir() -> Path | None:
+    return Path(os.environ["FORGETBENCH_DATA"]) if os.environ.get("FORGETBENCH_DATA") else None
 
 
 def verify(name: str, data_dir: Path | None = None) -> str:
@@ -109,7 +115,8 @@ def verify(name: str, data_dir: Path | None = None) -> str:
     """
     if name == "digits":
         return "comes with scikit-learn"
-    spec, path = SPECS[name], cache_dir() / f"{name}.npz"
+    spec, path = _spec(name), cache_dir() / f"{name}.npz"
+    data_dir = data_dir or _environment_dir()
     if data_dir:
         _from_folder(spec, data_dir, lambda line: None)
         return f"verified in {data_dir}"
@@ -161,7 +168,10 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
             say(f"{spec.name}: {tried[-1]}")
             continue
         say(f"{spec.name}: {title}: fetched and verified")
-        _write(path, arrays)
+        try:
+            _write(path, arrays)
+        except OSError as error:
+            say(f"{spec.name}: not kept in the cache {path} ({error.strerror or error})")
         return arrays
     lines = "\n".join(f"  - {line}" for line in tried)
     raise DataError(
@@ -205,9 +215,10 @@ def _read(spec: Spec, path: Path) -> Arrays:
         DataError: corrupt, truncated, or not the published images.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file it opened itself open where it holds no archive.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {part: file[part] for part in PARTS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zlib.error, NotImplementedError, ...: a damaged archive fails in many ways
         raise DataError(f"{path} is corrupt or truncated ({error})") from error
     for part, name in zip(PARTS, IDX_FILES, strict=True):
         expected = spec.md5.get(name)

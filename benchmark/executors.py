@@ -38,12 +38,8 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int, stop: threading.
     Yields:
         What each job returns, as it finishes.
     """
-    cores = torch.get_num_threads()
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        for job in jobs:
-            yield _prepared(job, cores)
-        return
+    cores, workers = torch.get_num_threads(), max(min(workers, len(jobs)), 1)
+    # Threads of our own even for one job: what `_prepared` sets is the thread's, and must not reach the caller's.
     pool = ThreadPoolExecutor(workers, thread_name_prefix="stack")
     finished = False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,12 +138,23 @@ def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[in
         TrackingError: the server stopped answering.
     """
     with Store(folder) as store:
-        records, started = list(store.records.values()), time.time()
+        records, started = _told_apart(list(store.records.values())), time.time()
         times = start_times(((r.run_key, r.seed) for r in records), started)
         new = tracker.deliver(records, times, presentation.colours(_labels(records)))
         if new:
             _overview(tracker, presentation, records, {}, folder, started)
     return new, len(records)
+
+
+def _told_apart(records: list[Record]) -> list[Record]:
+    """Labels are unique within one experiment file; a folder may hold the runs of several versions of it."""
+    told = []
+    for r in records:
+        alike = [o.fields for o in records if o.strategy == r.strategy]
+        names = sorted({k for fields in alike for k, v in fields.items() if v != r.fields.get(k)})
+        extra = ",".join(f"{k}={r.fields.get(k, '')}" for k in names)
+        told.append(dataclasses.replace(r, strategy=f"{r.strategy} ({extra})" if extra else r.strategy))
+    return told
 
 
 def _labels(records: list[Record]) -> list[str]:
@@ -151,7 +163,9 @@ def _labels(records: list[Record]) -> list[str]:
 
 def _of(experiment: Experiment, store: Store) -> list[Record]:
     """The finished runs of this experiment, in its order; the folder may hold runs of other settings."""
-    return [store.records[r.key] for r in experiment.runs() if r.key in store.records]
+    return [
+        dataclasses.replace(store.records[r.key], strategy=r.label) for r in experiment.runs() if r.key in store.records
+    ]
 
 
 class _Delivery:

@@ -173,7 +173,7 @@ class Store:
         for row in runs:
             try:
                 found[row["run_key"]] = _parse(row, cells[row["run_key"]], points.get(row["run_key"], []))
-            except (KeyError, ValueError, TypeError):
+            except (LookupError, ValueError, TypeError):
                 continue  # a damaged row: the run is not taken for finished
         return found
 
@@ -232,6 +232,8 @@ def _parse(row: dict[str, str], cells: list[dict[str, str]], points: list[dict[s
         accuracy[int(cell["after_task"]), int(cell["task"]) - 1] = float(cell["accuracy"])
     if np.isinf(accuracy).any():
         raise ValueError("incomplete accuracy matrix")
+    if not np.array_equal(metrics.average_accuracy(accuracy), float(row["average_accuracy"]), equal_nan=True):
+        raise ValueError("the accuracy matrix is not the one the metrics were computed from")
     trace: dict[tuple[int, int], dict[int, float]] = {}
     for point in points:
         place = int(point["training_task"]), int(point["step"])
@@ -259,8 +261,11 @@ def _present(text: str | None) -> str:
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row.get("run_key")]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if row.get("run_key")]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"{path} is damaged ({error}); move it away, and its runs train again") from None
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

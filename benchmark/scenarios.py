@@ -72,6 +72,11 @@ def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
         return _sequence("-".join(spec), tuple(spec))
     table = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = table.pop("name", None)
+    sets: object = table.get("sets", [])
+    if not isinstance(sets, list) or not all(isinstance(entry, str) for entry in sets):
+        raise ValueError(f"sets: expected a list of image sets, got {sets!r}")
+    if not isinstance(name, str | type(None)):
+        raise ValueError(f"name: expected the name of a scenario, got {name!r}")
     if name is None and "sets" in table:
         return _sequence("-".join(table["sets"]), tuple(table.pop("sets")), table)
     if name in SEQUENCES:

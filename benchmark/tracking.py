@@ -7,6 +7,7 @@ delivering twice is the same as once, and a run cut off in the middle is deliver
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIMEOUT = 10  # seconds until a server that does not answer is said to be down
-KIND, KEY, STATUS, OVERVIEW = (f"forgetbench.{name}" for name in ("kind", "run_key", "status", "overview"))
+KIND, KEY, STATUS = (f"forgetbench.{name}" for name in ("kind", "run_key", "status"))
 PAGE = 1000  # runs a search request
 
 
@@ -53,7 +54,8 @@ class TrackingError(Exception):
 
 def redacted(uri: str) -> str:
     """A tracking URI without user name and password, fit for messages and tags."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    hidden = re.sub(r"//[^/]*@", "//***@", uri)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
 
 
 class Tracker:
@@ -79,6 +81,7 @@ class Tracker:
             with _quiet():
                 from mlflow import MlflowClient
 
+                _connects(uri)
                 self._client = MlflowClient(tracking_uri=uri)
                 found = self._client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
@@ -112,7 +115,7 @@ class Tracker:
         with self._explained():
             if self._there is None:
                 self._there = self._delivered()
-            new = [r for r in records if r.run_key not in self._there]
+            new = list({r.run_key: r for r in records if r.run_key not in self._there}.values())
             for r in new:
                 self._log(r, int(start_times[r.run_key] * 1000), (colours or {}).get(r.strategy))
                 self._there.add(r.run_key)
@@ -144,25 +147,23 @@ class Tracker:
             TrackingError: the server stopped answering.
         """
         with self._explained():
-            run_id = self._overview_id(int(started * 1000))
-            known = self._client.get_run(run_id).data.params
-            self._batch(
-                run_id, [], {k: v for k, v in params.items() if k not in known}, {**tags, "mlflow.note.content": note}
-            )
+            run_id = self._overview_id(params, int(started * 1000))
+            self._batch(run_id, [], params, {**tags, "mlflow.note.content": _cut(note, 8000)})
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 for name, content in files.items():
                     _save(Path(folder) / name, content)
                 self._client.log_artifacts(run_id, folder)
             self._client.set_terminated(run_id)
             link = f"[Strategies compared in charts]({views.path(self.experiment_id).removeprefix('/')})"
-            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", f"{link}\n\n{note}")
+            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", _cut(f"{link}\n\n{note}", 5000))
             self._client.set_experiment_tag(self.experiment_id, *view)
         return run_id
 
-    def _overview_id(self, started_ms: int) -> str:
-        found = self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+    def _overview_id(self, params: dict[str, str], started_ms: int) -> str:
+        """The overview of these settings; params of a run cannot change, so other settings have another."""
+        for run in self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'"):
+            if all(params.get(k) == v for k, v in run.data.params.items()):
+                return str(run.info.run_id)
         tags = {KIND: "overview"}
         run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name="overview")
         return str(run.info.run_id)
@@ -241,6 +242,13 @@ class Tracker:
             raise TrackingError(f"MLflow at {redacted(self.uri)} failed: {reason}") from error
 
 
+def _cut(note: str, most: int) -> str:
+    """At a line's end, to the length that every supported server takes; the whole is among the artifacts."""
+    if len(note) <= most:
+        return note
+    return note[: note.rindex("\n", 0, most - 40)] + "\n\nand more: see `result_table.md`"
+
+
 def links(uri: str) -> list[tuple[str, str]]:
     """Name and page of each experiment's saved view, to put after the UI's address.
 
@@ -282,15 +290,31 @@ def _reachable(uri: str) -> None:
     """
     if not uri.startswith(("http://", "https://")):
         return
-    address = re.sub(r"//[^/@]*@", "//", uri).rstrip("/") + "/health"
+    address = re.sub(r"//[^/]*@", "//", uri).rstrip("/") + "/health"
     try:
         urllib.request.urlopen(address, timeout=TIMEOUT).close()
     except urllib.error.HTTPError as error:
         if error.code >= 500:
             raise TrackingError(_down(uri, f"HTTP {error.code}")) from None
         # 401, 403 or 404: something answers; MLflow's client knows how to log in.
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise TrackingError(_down(uri, str(getattr(error, "reason", error)))) from None
+
+
+def _connects(uri: str) -> None:
+    """One attempt at a database, before MLflow makes its own, which last minutes.
+
+    Args:
+        uri: tracking URI; anything but a database passes.
+    """
+    from sqlalchemy import create_engine
+
+    if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
+        engine = create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
 
 def _down(uri: str, reason: str) -> str:

@@ -38,7 +38,7 @@ def _strategies(frame: pd.DataFrame) -> list[str]:
 
 
 def _seeds(frame: pd.DataFrame) -> str:
-    counts = frame.groupby("strategy")["seed"].nunique()
+    counts = frame.dropna(subset="accuracy").groupby(["strategy", "after_task"])["seed"].nunique()
     low, high = counts.min(), counts.max()
     return f"n = {low}" if low == high else f"n = {low} to {high}"
 
@@ -95,7 +95,7 @@ def accuracy_matrices(accuracy: pd.DataFrame) -> Figure:
             axis.set_visible(False)
         for axis, strategy in zip(axes.flat, strategies, strict=False):
             matrix = accuracy[accuracy["strategy"] == strategy].pivot_table(
-                index="after_task", columns="task", values="accuracy", aggfunc="mean"
+                index="after_task", columns="task", values="accuracy", aggfunc="mean", dropna=False
             )
             sns.heatmap(
                 100 * matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", cbar=False, square=True, linewidths=0.5,

@@ -45,7 +45,7 @@ def _import(path: str) -> object:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"strategy {path!r} cannot be imported: {error}") from error
 
 
