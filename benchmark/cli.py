@@ -225,7 +225,8 @@ def verify(
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    # A file has no width; rich would take 80 columns and fold the table.
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def _default_uri(out: Path) -> str:

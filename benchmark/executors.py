@@ -6,6 +6,7 @@ finish sooner than one stack on two threads. PyTorch releases the interpreter lo
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -38,8 +39,12 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int, stop: threading.
     Yields:
         What each job returns, as it finishes.
     """
-    cores, workers = torch.get_num_threads(), max(min(workers, len(jobs)), 1)
-    # Threads of our own even for one job: what `_prepared` sets is the thread's, and must not reach the caller's.
+    cores, workers = torch.get_num_threads(), min(workers, len(jobs))
+    if workers <= 1:
+        # In the caller's thread: in another, the threads of PyTorch's products would fight with those this one has.
+        for job in jobs:
+            yield _prepared(job, cores)
+        return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="stack")
     finished = False
     try:
@@ -54,7 +59,11 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int, stop: threading.
 
 
 def _prepared(job: Callable[[], T], threads: int) -> T:
+    """Run a job on that many threads, with denormals flushed: Adam's moments of dead pixels decay into them."""
+    flushed = not sys.float_info.min / 2
     torch.set_num_threads(threads)
-    # Adam's moments of dead pixels decay into denormals, which are slow; the setting is the thread's own.
     torch.set_flush_denormal(True)
-    return job()
+    try:
+        return job()
+    finally:
+        torch.set_flush_denormal(flushed)

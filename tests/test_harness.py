@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmark import harness, models, plan, scenarios
+from benchmark.executors import side_by_side
 from benchmark.learner import Learner, Recipe, Task, in_memory_order
 from strategies import EWC, L2, Naive, Strategy, hyper
 from tests.conftest import CPU, execute, make_run
@@ -341,3 +343,11 @@ def test_parameters_lie_in_memory_as_their_gradients_do():
         flat = in_memory_order(p.detach())
         assert flat.is_contiguous() and flat.data_ptr() == p.data_ptr() and learner.flat[k].grad is not None
         assert not torch.equal(p, before[k])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_job_sets_for_itself_does_not_reach_the_caller(workers):
+    threads = torch.get_num_threads()
+    flushed = list(side_by_side([lambda: sys.float_info.min / 2] * 2, workers, threading.Event()))
+    assert flushed == [0.0, 0.0] and sys.float_info.min / 2 > 0
+    assert torch.get_num_threads() == threads
