@@ -254,6 +254,8 @@ def _options(uri: str | None, out: Path) -> str:
 
 def main() -> None:
     """Entry point: one clear message for every error, a traceback only with --debug."""
+    # Strategies of one's own lie where one is; last, so that nothing there hides a package.
+    sys.path.append(str(Path.cwd()))
     try:
         status = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -12,17 +12,22 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "benchmark.cli", "run", "permuted-digits"]
+SCRIPT = Path(sys.executable).with_name("forgetbench")
+FORGETBENCH = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "benchmark.cli"]
 SMALL = ["scenario.tasks=3", "train.epochs=2", "train.precision=float64", "--max-stack", "2"]
 
 
 def forgetbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmark.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment())
+    return subprocess.run(
+        [*FORGETBENCH, *arguments], cwd=cwd, capture_output=True, text=True, check=False, env=environment()
+    )
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
@@ -36,7 +41,12 @@ def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command, once it has written its first results."""
     pipe = subprocess.PIPE
     running = subprocess.Popen(
-        [*COMMAND, *SMALL, *arguments], cwd=cwd, stdout=pipe, stderr=pipe, text=True, env=environment()
+        [*FORGETBENCH, "run", "permuted-digits", *SMALL, *arguments],
+        cwd=cwd,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=environment(),
     )
     runs = cwd / "out" / "permuted-digits" / "runs.csv"
     for _ in range(1200):
