@@ -7,17 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
 
 from benchmark import environment, harness, plan, scenarios, views
 from benchmark.config import Experiment
-from benchmark.results import Record, Store
+from benchmark.results import Record, Store, text_fields
 from benchmark.tracking import Tracker, TrackingError, start_times
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -38,13 +37,11 @@ class Outcome:
     Attributes:
         records: one a run, in the order of the experiment.
         folder: of its tables.
-        overview: MLflow run id, or None where nothing was tracked.
         undelivered: why MLflow does not have everything, or None.
     """
 
     records: list[Record]
     folder: Path
-    overview: str | None
     undelivered: str | None
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -107,6 +104,7 @@ def run(
     times = start_times(((r.key, r.seed) for r in wanted), started)
     delivery = _Delivery(tracker, presentation, times, say)
     with Store(out / experiment.name) as store:
+        delivery.open(common([text_fields(r) for r in wanted]), started)
         todo = [r for r in wanted if r.key not in store.records]
         tasks = scenarios.load(experiment.scenario, data_dir, say)
         if len(todo) < len(wanted):
@@ -119,8 +117,8 @@ def run(
             delivery.records(_of(experiment, store), labels)
         records = _of(experiment, store)
         delivery.records(records, labels)
-        overview = delivery.overview(records, environment.describe(device, tasks), store.folder, started)
-    return Outcome(records, store.folder, overview, delivery.failure)
+        delivery.close(records, environment.describe(device, tasks), store.folder)
+    return Outcome(records, store.folder, delivery.failure)
 
 
 def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[int, int]:
@@ -140,10 +138,12 @@ def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[in
     with Store(folder) as store:
         records, started = _told_apart(list(store.records.values())), time.time()
         times = start_times(((r.run_key, r.seed) for r in records), started)
-        new = tracker.deliver(records, times, presentation.colours(_labels(records)))
+        new = tracker.missing(records)
         if new:
-            _overview(tracker, presentation, records, {}, folder, started)
-    return new, len(records)
+            tracker.open(common([r.fields for r in records]), started)
+            tracker.deliver(new, times, presentation.colours(_labels(records)))
+            _close(tracker, presentation, records, {}, folder)
+    return len(new), len(records)
 
 
 def _told_apart(records: list[Record]) -> list[Record]:
@@ -181,31 +181,32 @@ class _Delivery:
         colours = self._presentation.colours(strategies)
         self._try(lambda tracker: tracker.deliver(records, self._start_times, colours))
 
-    def overview(self, records: list[Record], environment: dict[str, str], folder: Path, started: float) -> str | None:
-        return self._try(lambda tracker: _overview(tracker, self._presentation, records, environment, folder, started))
+    def open(self, params: dict[str, str], started: float) -> None:
+        self._try(lambda tracker: tracker.open(params, started))
 
-    def _try(self, call: Callable[[Tracker], T]) -> T | None:
+    def close(self, records: list[Record], environment: dict[str, str], folder: Path) -> None:
+        self._try(lambda tracker: _close(tracker, self._presentation, records, environment, folder))
+
+    def _try(self, call: Callable[[Tracker], object]) -> None:
         if self._tracker is None:
-            return None
+            return
         try:
-            return call(self._tracker)
+            call(self._tracker)
         except TrackingError as error:
             self._tracker, self.failure = None, str(error)
             self._say(f"{error}; results stay on disk, deliver them with `forgetbench sync`")
-            return None
 
 
-def _overview(
-    tracker: Tracker,
-    presentation: Presentation,
-    records: list[Record],
-    environment: dict[str, str],
-    folder: Path,
-    started: float,
-) -> str:
-    """What is common to all runs: shared fields, environment, tables and figures."""
+def common(fields: list[dict[str, str]]) -> dict[str, str]:
+    """What all runs have in common."""
+    return {k: v for k, v in fields[0].items() if v and all(f.get(k) == v for f in fields)}
+
+
+def _close(
+    tracker: Tracker, presentation: Presentation, records: list[Record], environment: dict[str, str], folder: Path
+) -> None:
+    """Tables, figures, environment and the saved view."""
     note, figures = presentation.contents(*frames(records))
-    common = {k: v for k, v in records[0].fields.items() if v and all(r.fields.get(k) == v for r in records)}
     csvs = {name: (folder / name).read_text(encoding="utf-8") for name in ("runs.csv", "accuracy.csv")}
     view = views.comparison(records[0].accuracy.shape[1], _labels(records))
-    return tracker.overview(common, environment, note, started, {"result_table.md": note, **csvs, **figures}, view)
+    tracker.close(environment, note, {"result_table.md": note, **csvs, **figures}, view)

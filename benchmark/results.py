@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from benchmark import metrics
-from benchmark.runs import Result
+from benchmark.runs import Result, Run
 
 METRICS = (
     "average_accuracy",
@@ -80,7 +80,7 @@ def record(result: Result) -> Record:
         strategy=run.label,
         seed=run.seed,
         status=result.status,
-        fields={k: _text(v) for k, v in run.fields().items()},
+        fields=text_fields(run),
         values=values,
         facts={
             "train_seconds": f"{result.train_seconds:.3f}",
@@ -91,6 +91,11 @@ def record(result: Result) -> Record:
         accuracy=result.accuracy,
         trace=trace,
     )
+
+
+def text_fields(run: Run) -> dict[str, str]:
+    """Every hyperparameter and recipe field of a run, as tables and trackers hold them."""
+    return {k: _text(v) for k, v in run.fields().items()}
 
 
 def _text(value: Any) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIMEOUT = 10  # seconds until a server that does not answer is said to be down
-KIND, KEY, STATUS = (f"forgetbench.{name}" for name in ("kind", "run_key", "status"))
+KIND, KEY, STATUS, OVERVIEW = (f"forgetbench.{name}" for name in ("kind", "run_key", "status", "overview"))
 PAGE = 1000  # runs a search request
 
 
@@ -72,7 +72,9 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         self.uri = uri
-        self._there: set[str] | None = None
+        self._there: set[str] = set()
+        self._asked = False  # this process alone writes: asking once is enough
+        self._overview = ""
         _reachable(uri)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
@@ -112,61 +114,71 @@ class Tracker:
         Raises:
             TrackingError: the server stopped answering.
         """
+        new = self.missing(records)
         with self._explained():
-            if self._there is None:
-                self._there = self._delivered()
-            new = list({r.run_key: r for r in records if r.run_key not in self._there}.values())
             for r in new:
                 self._log(r, int(start_times[r.run_key] * 1000), (colours or {}).get(r.strategy))
                 self._there.add(r.run_key)
         return len(new)
 
-    def overview(
-        self,
-        params: dict[str, str],
-        tags: dict[str, str],
-        note: str,
-        started: float,
-        files: dict[str, Any],
-        view: tuple[str, str],
-    ) -> str:
-        """Create or renew the overview run, and what the experiment's page shows.
+    def missing(self, records: Iterable[Record]) -> list[Record]:
+        """The records that are not there yet, each once.
 
         Args:
-            params: of the recipe.
-            tags: of the environment.
-            note: Markdown that the UI shows.
-            started: when the experiment began, in seconds since the epoch.
-            files: by name: text, or matplotlib figures.
-            view: key and value of the experiment tag that holds the saved view, see `benchmark.views`.
+            records: in any order.
 
-        Returns:
-            Its run id.
+        Raises:
+            TrackingError: the server stopped answering.
+        """
+        if not self._asked:
+            with self._explained():
+                self._there, self._asked = self._delivered(), True
+        return list({r.run_key: r for r in records if r.run_key not in self._there}.values())
+
+    def open(self, params: dict[str, str], started: float) -> None:
+        """Create the overview run of these settings, or find it: the runs delivered from now on are tied to it.
+
+        Args:
+            params: what all runs have in common.
+            started: when the experiment began, in seconds since the epoch.
 
         Raises:
             TrackingError: the server stopped answering.
         """
         with self._explained():
-            run_id = self._overview_id(params, int(started * 1000))
-            self._batch(run_id, [], params, {**tags, "mlflow.note.content": _cut(note, 8000)})
+            # Params of a run cannot change, so other settings have an overview of their own.
+            for run in self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'"):
+                if run.data.params == params:
+                    self._overview = str(run.info.run_id)
+                    return
+            tags, start_ms = {KIND: "overview"}, int(started * 1000)
+            run = self._client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name="overview")
+            self._overview = str(run.info.run_id)
+            self._batch(self._overview, [], params, {})
+
+    def close(self, tags: dict[str, str], note: str, files: dict[str, Any], view: tuple[str, str]) -> None:
+        """Fill the overview run, and what the experiment's page shows.
+
+        Args:
+            tags: of the environment.
+            note: Markdown that the UI shows.
+            files: by name: text, or matplotlib figures.
+            view: key and value of the experiment tag that holds the saved view, see `benchmark.views`.
+
+        Raises:
+            TrackingError: the server stopped answering.
+        """
+        with self._explained():
+            self._batch(self._overview, [], {}, {**tags, "mlflow.note.content": _cut(note, 8000)})
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 for name, content in files.items():
                     _save(Path(folder) / name, content)
-                self._client.log_artifacts(run_id, folder)
-            self._client.set_terminated(run_id)
+                self._client.log_artifacts(self._overview, folder)
+            self._client.set_terminated(self._overview)
             link = f"[Strategies compared in charts]({views.path(self.experiment_id).removeprefix('/')})"
-            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", _cut(f"{link}\n\n{note}", 5000))
+            note = _cut(f"{link}\n\n{note}", 5000)
+            self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
             self._client.set_experiment_tag(self.experiment_id, *view)
-        return run_id
-
-    def _overview_id(self, params: dict[str, str], started_ms: int) -> str:
-        """The overview of these settings; params of a run cannot change, so other settings have another."""
-        for run in self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'"):
-            if all(params.get(k) == v for k, v in run.data.params.items()):
-                return str(run.info.run_id)
-        tags = {KIND: "overview"}
-        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name="overview")
-        return str(run.info.run_id)
 
     def _delivered(self) -> set[str]:
         """Keys of the runs that are there whole; what was cut off is deleted."""
@@ -188,6 +200,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         tags = {KIND: "run", KEY: r.run_key, STATUS: r.status}
+        tags |= {OVERVIEW: self._overview} if self._overview else {}
         tags |= {"mlflow.runColor": colour} if colour else {}
         run = self._client.create_run(
             self.experiment_id, start_time=started_ms, tags=tags, run_name=f"{r.strategy} seed {r.seed}"

@@ -68,7 +68,10 @@ class Place:
     def overview(
         self, params: dict[str, str], tags: dict[str, str], note: str, started: float, files: dict[str, Any]
     ) -> str:
-        return self.tracker().overview(params, tags, note, started, files, VIEW)
+        tracker = self.tracker()
+        tracker.open(params, started)
+        tracker.close(tags, note, files, VIEW)
+        return str(max(self.runs("overview"), key=lambda run: run.info.start_time).info.run_id)
 
     def runs(self, kind: str = "run") -> list[Run]:
         found = self.client.search_runs([self.id()], f"tags.`forgetbench.kind` = '{kind}'", order_by=["start_time ASC"])
@@ -251,12 +254,26 @@ def test_the_overview_holds_note_tags_params_texts_and_figures(place: Place) -> 
 
 def test_a_second_overview_renews_the_first(place: Place) -> None:
     first = place.overview({"lr": "0.1"}, {"device": "cpu"}, "old", 5.0, {"t.md": "old"})
-    second = place.overview({"lr": "0.1", "epochs": "2"}, {"device": "cuda"}, "new", 9.0, {"t.md": "new"})
+    second = place.overview({"lr": "0.1"}, {"device": "cuda"}, "new", 9.0, {"t.md": "new"})
     assert first == second
     run = place.client.get_run(second)
-    assert run.data.params == {"lr": "0.1", "epochs": "2"}
+    assert run.data.params == {"lr": "0.1"}
     assert (run.data.tags["device"], run.data.tags["mlflow.note.content"]) == ("cuda", "new")
     assert Path(place.client.download_artifacts(second, "t.md", str(place.folder))).read_text() == "new"
+
+
+def test_other_settings_have_an_overview_of_their_own(place: Place) -> None:
+    first = place.overview({"lr": "0.1"}, {}, "old", 5.0, {})
+    second = place.overview({"lr": "0.2"}, {}, "new", 9.0, {})
+    assert first != second and place.client.get_run(first).data.params == {"lr": "0.1"}
+
+
+def test_runs_are_tied_to_their_overview_by_a_tag(place: Place) -> None:
+    tracker = place.tracker()
+    tracker.open({"lr": "0.1"}, 5.0)
+    tracker.deliver([record("a")], {"a": 6.0})
+    (run,), (overview,) = place.runs(), place.runs("overview")
+    assert run.data.tags["forgetbench.overview"] == overview.info.run_id
 
 
 def test_a_note_longer_than_a_tag_may_be_is_no_reason_to_fail(place: Place) -> None:
