@@ -14,6 +14,7 @@ import torch
 
 from benchmark import environment, harness, plan, scenarios, views
 from benchmark.config import Experiment
+from benchmark.data import ImageSet
 from benchmark.results import Record, Store, text_fields
 from benchmark.tracking import Tracker, TrackingError, start_times
 
@@ -79,7 +80,7 @@ def run(
     data_dir: Path | None = None,
     largest: int | None = None,
     say: Say = lambda line: None,
-    planned: Callable[[plan.Plan, Experiment], None] = lambda plan, experiment: None,
+    planned: Callable[[plan.Plan, list[ImageSet]], None] = lambda plan, tasks: None,
     listener: harness.Listener | None = None,
 ) -> Outcome:
     """Run what is not finished yet, and track everything.
@@ -93,7 +94,7 @@ def run(
         data_dir: as for `data.load`.
         largest: most runs a stack may hold; None to decide by memory.
         say: takes one line for each thing worth knowing.
-        planned: called before training with what will be trained.
+        planned: called before training with what will be trained, and on which images.
         listener: hears about progress, from several threads.
 
     Raises:
@@ -111,7 +112,7 @@ def run(
             say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
         labels = [entry.label for entry in experiment.entries]
         made = plan.make(todo, tasks[0], device, largest)
-        planned(made, experiment)
+        planned(made, tasks)
         for finished in harness.execute(made, tasks, device, listener):
             store.add(finished)
             delivery.records(_of(experiment, store), labels)

@@ -66,6 +66,11 @@ class Recipe:
         an_epoch = max(images // self.batch_size, 1)
         return an_epoch, self.iterations if self.iterations is not None else an_epoch * (self.epochs or 0)
 
+    def epochs_of(self, images: int) -> int:
+        """Epochs begun on a training set of that many images."""
+        an_epoch, steps = self.steps(images)
+        return -(-steps // an_epoch)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -256,8 +261,8 @@ class Learner:
             The strategy's state after the last step.
         """
         recipe = self.recipe
-        an_epoch, steps = recipe.steps(len(task.images.train_y))
-        epochs = -(-steps // an_epoch)
+        _, steps = recipe.steps(len(task.images.train_y))
+        epochs = recipe.epochs_of(len(task.images.train_y))
         done = 0
         for epoch in range(epochs):
             batches = index(epoch)[: steps - done]

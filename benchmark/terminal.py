@@ -23,7 +23,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmark.config import Experiment
+    from benchmark.data import ImageSet
     from benchmark.plan import Plan
 
 
@@ -46,7 +46,7 @@ class Monitor:
             MofNCompleteColumn(),
             TextColumn("run-epochs"),
             TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[now]}"),
+            TextColumn("{task.fields[now]}", style="dim", markup=False),  # labels have brackets
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -65,12 +65,12 @@ class Monitor:
     ) -> None:
         self._progress.stop()
 
-    def planned(self, plan: Plan, experiment: Experiment) -> None:
+    def planned(self, plan: Plan, tasks: list[ImageSet]) -> None:
         """Learn how much there is to do."""
         if not plan.runs:
             return
         self._stacks, self._started = plan.stacks, time.monotonic()
-        self._total = _run_epochs(plan, experiment.scenario.tasks)
+        self._total = _run_epochs(plan, tasks)
         self._all = self._progress.add_task("training", total=self._total, now="")
         self._console.print(plan.describe(), highlight=False, soft_wrap=True)
 
@@ -104,15 +104,14 @@ class Monitor:
             self._progress.update(self._all, now=f"{self._current.get(threading.get_ident(), '')}: {now}")
 
 
-def _run_epochs(plan: Plan, tasks: int) -> int:
-    """Epochs of all runs together; a recipe in iterations reports the epochs they come to."""
+def _run_epochs(plan: Plan, tasks: list[ImageSet]) -> int:
+    """Epochs of all runs together, trunks included."""
     total = 0
     for group in plan.groups:
-        for stack in group.stacks:
-            own = tasks - 1 if group.seeds else tasks
-            total += len(stack) * own * (stack[0].recipe.epochs or 1)
-        if group.seeds:
-            total += len(group.seeds) * (group.stacks[0][0].recipe.epochs or 1)
+        recipe = group.stacks[0][0].recipe
+        epochs = [recipe.epochs_of(len(images.train_y)) for images in tasks]
+        total += len(group.seeds) * epochs[0]
+        total += sum(map(len, group.stacks)) * sum(epochs[1:] if group.seeds else epochs)
     return total
 
 
