@@ -246,6 +246,15 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
     except ValueError as error:
         errors.append(f"{path}.name: {error}")
         return []
+    clash = sorted({f.name for f in dataclasses.fields(cls)} & {*TrainTable.model_fields, "name"})
+    if clash:
+        errors.append(
+            f"{path}.name: {written['name']!r} has a field {clash[0]!r}, which is a key of [train]; rename it"
+        )
+        return []
+    if {"epochs", "iterations"} <= written.keys():
+        errors.append(f"{path}: expected epochs or iterations, got both")
+        return []
     options = {k: v if isinstance(v, list) else [v] for k, v in written.items() if k != "name"}
     for key, values in options.items():
         if not values:

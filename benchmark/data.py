@@ -248,7 +248,7 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 def _image_set(spec: Spec, arrays: Arrays) -> ImageSet:
     sizes = len(arrays["train_y"]), len(arrays["test_y"])
-    if sizes != spec.sizes and spec.md5:
+    if sizes != spec.sizes:
         raise DataError(f"{spec.name}: expected {spec.sizes} training and test images, got {sizes}")
     image = arrays["train_x"].shape[1:]
     shape = (1, *image) if len(image) == 2 else image

@@ -113,8 +113,7 @@ def run(
         labels = [entry.label for entry in experiment.entries]
         made = plan.make(todo, tasks[0], device, largest)
         planned(made, tasks)
-        for finished in harness.execute(made, tasks, device, listener):
-            store.add(finished)
+        for _ in harness.execute(made, tasks, device, listener, keep=store.add):
             delivery.records(_of(experiment, store), labels)
         records = _of(experiment, store)
         delivery.records(records, labels)

@@ -82,7 +82,11 @@ class _Branch:
 
 
 def execute(
-    plan: Plan, tasks: list[ImageSet], device: torch.device, listener: Listener | None = None
+    plan: Plan,
+    tasks: list[ImageSet],
+    device: torch.device,
+    listener: Listener | None = None,
+    keep: Callable[[list[Result]], object] = lambda results: None,
 ) -> Iterator[list[Result]]:
     """Train everything planned.
 
@@ -91,9 +95,10 @@ def execute(
         tasks: images of each task, on any device.
         device: where to train.
         listener: hears about progress, from several threads.
+        keep: called with the results of each stack the moment it ends, in its thread, whatever the caller is doing.
 
     Yields:
-        The results of one stack, as soon as it ends.
+        The results of one stack.
     """
     moved = {id(images): _to(images, device) for images in tasks}
     site = _Site([moved[id(images)] for images in tasks], device, listener or Silent(), threading.Event())
@@ -107,7 +112,7 @@ def execute(
         jobs = []
         for stack in group.stacks:
             number += 1
-            jobs.append(functools.partial(_train_stack, number, stack, group, sources, site))
+            jobs.append(functools.partial(_train_stack, number, stack, group, sources, site, keep))
         yield from side_by_side(jobs, plan.workers, site.stop)
 
 
@@ -117,12 +122,19 @@ def _by_seed(trunks: Iterator[_Branch]) -> dict[int, tuple[_Branch, int]]:
 
 
 def _train_stack(
-    number: int, stack: tuple[Run, ...], group: Group, sources: dict[int, tuple[_Branch, int]], site: _Site
+    number: int,
+    stack: tuple[Run, ...],
+    group: Group,
+    sources: dict[int, tuple[_Branch, int]],
+    site: _Site,
+    keep: Callable[[list[Result]], object],
 ) -> list[Result]:
     site.listener.stack_started(number, len(stack), _title(stack))
     branch = _branch_off(sources, group, stack) if sources else _start(stack, site)
     users = Counter(run.trunk for s in group.stacks for run in s)
-    return _results(_through_tasks(branch, site), users)
+    results = _results(_through_tasks(branch, site), users)
+    keep(results)
+    return results
 
 
 def _to(images: ImageSet, device: torch.device) -> ImageSet:
@@ -180,9 +192,10 @@ def _through_tasks(branch: _Branch, site: _Site) -> _Branch:
     learner, strategy = branch.learner, branch.runs[0].strategy
     hparams = _hparams(branch)
     params = {k: p.detach() for k, p in learner.params.items()}
-    state: State = lift(strategy.init, learner.runs)(params)
+    # Copies: a strategy may keep what it was handed, and training writes into the parameters.
+    state: State = tree_map(torch.clone, lift(strategy.init, learner.runs)(params))
     trained = len(branch.rows) - 1
-    if trained:
+    if trained and trained < len(site.tasks):
         state = _consolidate(branch, trained, site, state, hparams)
     for task in range(trained + 1, len(site.tasks) + 1):
         state = _train(branch, task, site, state, hparams)
@@ -264,7 +277,9 @@ def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams:
     new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
     # Tensors that meet parameters in every step lie in memory as they do.
     return {
-        name: {k: like(params[k], v) if k in params and v.shape == params[k].shape else v for k, v in part.items()}
+        name: {
+            k: like(params[k], v) if k in params and v.shape == params[k].shape else v.clone() for k, v in part.items()
+        }
         for name, part in new.items()
     }
 
@@ -282,21 +297,24 @@ def _measure(branch: _Branch, task: int, site: _Site) -> Params:
     """
     learner, seen = branch.learner, _task(task, branch.runs, site)
     done: dict[object, Params] = {}
-    rows: list[Params] = []
+    diverged = learner.diverged.tolist()
+    keys: list[object] = []
     for r, run in enumerate(branch.runs):
-        fresh_trunk = run.trunk and task == 1
-        key = (run.trunk, type(run.strategy), _measured_by(run)) if fresh_trunk else (r,)
-        if key not in done:
-            if site.stop.is_set():
-                raise Cancelled
-            site.listener.consolidating(task, r, len(branch.runs))
-            order = seen.order[r] if seen.order is not None else None
-            x = seen.inputs(seen.images.train_x, learner.recipe.dtype, order)
-            finished = FinishedTask(task, x, seen.images.train_y, generator(run.seed, "measure", task))
-            with learner.solo(r) as network:
-                done[key] = tree_map(lambda t: t.detach(), run.strategy.measure(network, finished))
-        rows.append(done[key])
-    return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+        shared = run.trunk and task == 1
+        keys.append((run.trunk, type(run.strategy), _measured_by(run)) if shared else (r,))
+        # A diverged run has nothing to measure, unless all have and something must say which tensors there are.
+        if keys[r] in done or (diverged[r] and not all(diverged)):
+            continue
+        if site.stop.is_set():
+            raise Cancelled
+        site.listener.consolidating(task, r, len(branch.runs))
+        order = seen.order[r] if seen.order is not None else None
+        x = seen.inputs(seen.images.train_x, learner.recipe.dtype, order)
+        finished = FinishedTask(task, x, seen.images.train_y, generator(run.seed, "measure", task))
+        with learner.solo(r) as network:
+            done[keys[r]] = tree_map(lambda t: t.detach(), run.strategy.measure(network, finished))
+    undefined = {k: torch.full_like(v, torch.nan) for k, v in next(iter(done.values())).items()}
+    return {k: torch.stack([done.get(key, undefined)[k] for key in keys]) for k in undefined}
 
 
 def _measured_by(run: Run) -> tuple[tuple[str, object], ...]:

@@ -294,7 +294,9 @@ class Learner:
         if strategy.overrides("after_step"):
             before = {k: p.clone() for k, p in params.items()}
             self.optimizer.step()
-            step = Step(before, params, dict(zip(params, task_gradient, strict=True)))
+            # A copy: a strategy may keep it, and the next step writes into the parameters.
+            after = {k: p.clone() for k, p in params.items()}
+            step = Step(before, after, dict(zip(params, task_gradient, strict=True)))
             state = lift(strategy.after_step, self.runs)(state, step, hparams)
         else:
             self.optimizer.step()

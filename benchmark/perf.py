@@ -92,6 +92,7 @@ def _train(learner: Learner, task: Task, strategy: Strategy) -> None:
     params = {k: p.detach() for k, p in learner.params.items()}
     state = {name: {k: p.clone() for k, p in params.items()} for name in strategy.init(params)}
     hparams = {k: torch.ones(learner.runs) for k in strategy.hyperparameters()}
+    learner.model.train()
     order = torch.randperm(60_000)[: STEPS * 100].view(STEPS, 1, 100).expand(-1, learner.runs, -1)
     for batch in order:
         _, state = learner._step(*task.batch(batch, torch.float32), strategy, state, hparams)
@@ -121,7 +122,7 @@ def _median_seconds(subjects: dict[str, Callable[[], object]], rounds: int) -> d
 
 def training(images: ImageSet) -> list[tuple[str, float, float]]:
     """Rows of: what, seconds a run and epoch, times faster than the notebook's loop."""
-    runs = {"stack of 1": 1, "stack of 8": 8, "stack of 24": 24, "stack of 8, EWC": 8, "stack of 24, EWC": 24}
+    runs = {"1 run": 1, "8 runs": 8, "24 runs": 24, "8 runs, EWC": 8, "24 runs, EWC": 24}
     subjects: dict[str, Callable[[], object]] = {"the notebook's loop": notebook_loop(images)}
     subjects |= {name: stacked(images, n, EWC() if "EWC" in name else Naive()) for name, n in runs.items()}
     found = {name: s * EPOCH / STEPS / runs.get(name, 1) for name, s in _median_seconds(subjects, ROUNDS).items()}

@@ -101,7 +101,7 @@ def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: i
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
         recipe = dataclasses.replace(run.recipe, batchnorm="update")
-        own = None if run.strategy.plain_first_task else _stack_key(run)
+        own = None if run.strategy.shares_first_task() else _stack_key(run)
         by_trunk.setdefault((run.model, recipe, own), []).append(run)
     groups: list[Group] = []
     for (_, _, own), members in by_trunk.items():  # type: ignore[misc]

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +119,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = FileLock(folder / ".lock", timeout=0)
+        self._turn = threading.Lock()
         self.records: dict[str, Record] = {}
 
     def __enter__(self) -> Store:
@@ -141,7 +143,7 @@ class Store:
         self._lock.release()
 
     def add(self, results: Iterable[Result]) -> list[Record]:
-        """Keep results, and write the tables.
+        """Keep results, and write the tables; stacks that end together take turns.
 
         Args:
             results: of one stack.
@@ -153,16 +155,21 @@ class Store:
             ResultsError: the disk does not take them.
         """
         new = [record(result) for result in results]
-        self.records |= {r.run_key: r for r in new}
+        with self._turn:
+            self.records = self.records | {r.run_key: r for r in new}
+            self._write_tables()
+        return new
+
+    def _write_tables(self) -> None:
+        records = self.records.values()
         try:
             # A run counts once `runs.csv` names it, so that goes last.
-            if any(r.trace for r in self.records.values()):
-                _write(self.folder / "anytime.csv", _anytime_rows(self.records.values()))
-            _write(self.folder / "accuracy.csv", _accuracy_rows(self.records.values()))
-            _write(self.folder / "runs.csv", _run_rows(self.records.values()))
+            if any(r.trace for r in records):
+                _write(self.folder / "anytime.csv", _anytime_rows(records))
+            _write(self.folder / "accuracy.csv", _accuracy_rows(records))
+            _write(self.folder / "runs.csv", _run_rows(records))
         except OSError as error:
             raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
-        return new
 
     def _load(self) -> dict[str, Record]:
         """Every run that is there completely; others train again."""

@@ -58,7 +58,7 @@ class Run:
     @functools.cached_property
     def trunk(self) -> str:
         """Runs of equal trunk train the first task alike; empty where this run trains it in its own way."""
-        if not self.strategy.plain_first_task:
+        if not self.strategy.shares_first_task():
             return ""
         # Freezing BatchNorm begins after the first task.
         recipe = dataclasses.asdict(dataclasses.replace(self.recipe, batchnorm="update"))
@@ -99,7 +99,8 @@ class Result:
         run: whose result this is.
         status: `finished`, or `diverged` if loss, parameters or optimiser state stopped being finite.
         accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged.
-        train_seconds: wall time of training, this run's share of its stack and trunk.
+        train_seconds: wall time of training (evaluations on the way included, importances not), divided by the runs of
+            its stack, and the same of its trunk by the runs that share it; stacks side by side each count in full.
         stack_size: runs that trained together after the first task.
         trunk_runs: runs of the experiment that shared the first task's training; 1 if it was this run's own.
         trace: evaluations during training, if the recipe asks for them, ends of tasks included.

@@ -97,7 +97,10 @@ class Strategy:
 
     name: ClassVar[str] = ""
     plain_first_task: ClassVar[bool] = True
-    """True where the first task trains as without a strategy: such runs share it, one training a seed (trunk)."""
+    """True where the first task trains as without a strategy: such runs share it, one training a seed (trunk).
+
+    A strategy with an `after_step` of its own never shares it.
+    """
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -131,8 +134,17 @@ class Strategy:
         """Whether this class has a `method` of its own, so that the harness need not pay for an empty one."""
         return getattr(cls, method) is not getattr(Strategy, method)
 
+    @classmethod
+    def shares_first_task(cls) -> bool:
+        """Whether runs of this strategy branch from a trunk."""
+        return cls.plain_first_task and not cls.overrides("after_step")
+
     def init(self, params: Params) -> State:
-        """The state before the first task, with every tensor it will ever hold."""
+        """The state before anything is consolidated, with every tensor it will ever hold.
+
+        Args:
+            params: where training starts; for a run that branches from a trunk, where the first task ended.
+        """
         return {}
 
     def penalty(self, state: State, params: Params, hparams: Hparams) -> Tensor:

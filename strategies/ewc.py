@@ -23,7 +23,9 @@ class EWC(Quadratic):
 
     name: ClassVar[str] = "ewc"
     estimator: fisher.Estimator = option("empirical", doc="exact | sampled | empirical | batched | notebook")
-    fisher_samples: int = option(0, low=0, doc="training samples used, drawn at random; 0: all")
+    fisher_samples: int = option(
+        0, low=0, doc="training samples used, drawn at random (notebook: at most two batches); 0: all"
+    )
     fisher_batch_size: int = option(100, low=1, doc="batch of the estimators batched and notebook")
     draws: int = option(1, low=1, doc="labels drawn a sample by the estimator sampled")
 

@@ -30,7 +30,7 @@ from strategies.persample import squared_gradients
 Estimator = Literal["exact", "sampled", "empirical", "batched", "notebook"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
-CHUNK = 2000  # samples a pass where the batch is not part of the definition: bounds memory, changes nothing else
+CHUNK = 1000  # samples a pass where the batch is not part of the definition: bounds memory, changes nothing else
 
 
 def diagonal(
@@ -51,7 +51,7 @@ def diagonal(
         y: data-set labels, shape (N,), int64. `exact` and `sampled` take none.
         estimator: see the module's docstring.
         batch_size: for `batched` and `notebook` part of the definition (default 100; a smaller last batch counts as
-            one); for the others samples a pass, which bounds memory and changes nothing else (default 2000).
+            one); for the others samples a pass, which bounds memory and changes nothing else (default 1000).
         samples: labels drawn a sample by `sampled`; their squares are averaged.
         generator: source of those labels, on the CPU. None takes PyTorch's default generator.
 
@@ -172,7 +172,7 @@ def _check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, sample
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and not module.track_running_stats:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
             raise ValueError(
                 f"layer {name!r} normalises by its own batch even in eval mode, so no gradient is one sample's"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import sys
 from importlib.metadata import entry_points
 
 from strategies.base import Strategy
@@ -45,8 +47,21 @@ def _import(path: str) -> object:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"strategy {path!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's own module raises
+        raise ValueError(f"strategy {path!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def fingerprint(cls: type[Strategy]) -> str:
+    """The source of a strategy of the user's own, by which its results are told from those of an earlier version.
+
+    Empty for built-in strategies: `benchmark.runs.NUMERICS` speaks for them.
+    """
+    if cls in BUILT_IN.values():
+        return ""
+    try:
+        return inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError, KeyError):
+        return ""
 
 
 def _checked(name: str, cls: object) -> type[Strategy]:
