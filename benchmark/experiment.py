@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from benchmark import environment, harness, plan, scenarios, views
+from benchmark import environment, harness, plan, scenarios
 from benchmark.config import Experiment
 from benchmark.data import ImageSet
 from benchmark.results import Record, Store, text_fields
@@ -105,11 +105,14 @@ def run(
     times = start_times(((r.key, r.seed) for r in wanted), started)
     delivery = _Delivery(tracker, presentation, times, say)
     with Store(out / experiment.name) as store:
-        delivery.open(common([text_fields(r) for r in wanted]), started)
         todo = [r for r in wanted if r.key not in store.records]
         tasks = scenarios.load(experiment.scenario, data_dir, say)
         if len(todo) < len(wanted):
             say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
+        settings = common([text_fields(r) for r in wanted])
+        if todo:
+            store.describe(settings, environment.describe(device, tasks))
+        delivery.open(settings, started)
         labels = [entry.label for entry in experiment.entries]
         made = plan.make(todo, tasks[0], device, largest)
         planned(made, tasks)
@@ -117,7 +120,7 @@ def run(
             delivery.records(_of(experiment, store), labels)
         records = _of(experiment, store)
         delivery.records(records, labels)
-        delivery.close(records, environment.describe(device, tasks), store.folder)
+        delivery.close(records, store)
     return Outcome(records, store.folder, delivery.failure)
 
 
@@ -138,12 +141,14 @@ def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[in
     with Store(folder) as store:
         records, started = _told_apart(list(store.records.values())), time.time()
         times = start_times(((r.run_key, r.seed) for r in records), started)
-        new = tracker.missing(records)
-        if new:
-            tracker.open(common([r.fields for r in records]), started)
-            tracker.deliver(new, times, presentation.colours(_labels(records)))
-            _close(tracker, presentation, records, {}, folder)
-    return len(new), len(records)
+        # What the last command that trained here said, so that the runs share its overview; unless others are here too.
+        settings, _ = store.description()
+        told = all(r.fields.get(k) == v for r in records for k, v in settings.items())
+        tracker.open(settings if settings and told else common([r.fields for r in records]), started)
+        new = tracker.deliver(records, times, presentation.colours(_labels(records)))
+        # Also where nothing is new: the overview may be what the server missed.
+        _close(tracker, presentation, records, store)
+    return new, len(records)
 
 
 def _told_apart(records: list[Record]) -> list[Record]:
@@ -184,8 +189,8 @@ class _Delivery:
     def open(self, params: dict[str, str], started: float) -> None:
         self._try(lambda tracker: tracker.open(params, started))
 
-    def close(self, records: list[Record], environment: dict[str, str], folder: Path) -> None:
-        self._try(lambda tracker: _close(tracker, self._presentation, records, environment, folder))
+    def close(self, records: list[Record], store: Store) -> None:
+        self._try(lambda tracker: _close(tracker, self._presentation, records, store))
 
     def _try(self, call: Callable[[Tracker], object]) -> None:
         if self._tracker is None:
@@ -202,11 +207,9 @@ def common(fields: list[dict[str, str]]) -> dict[str, str]:
     return {k: v for k, v in fields[0].items() if v and all(f.get(k) == v for f in fields)}
 
 
-def _close(
-    tracker: Tracker, presentation: Presentation, records: list[Record], environment: dict[str, str], folder: Path
-) -> None:
-    """Tables, figures, environment and the saved view."""
+def _close(tracker: Tracker, presentation: Presentation, records: list[Record], store: Store) -> None:
+    """Tables, figures, the environment that trained, and the saved view."""
     note, figures = presentation.contents(*frames(records))
-    csvs = {name: (folder / name).read_text(encoding="utf-8") for name in ("runs.csv", "accuracy.csv")}
-    view = views.comparison(records[0].accuracy.shape[1], _labels(records))
-    tracker.close(environment, note, {"result_table.md": note, **csvs, **figures}, view)
+    csvs = {name: (store.folder / name).read_text(encoding="utf-8") for name in ("runs.csv", "accuracy.csv")}
+    files = {"result_table.md": note, **csvs, **figures}
+    tracker.close(store.description()[1], note, files, records[0].accuracy.shape[1], _labels(records))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import tempfile
 import threading
@@ -171,6 +172,30 @@ class Store:
         except OSError as error:
             raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
+    def describe(self, settings: dict[str, str], environment: dict[str, str]) -> None:
+        """Note what is about to train here, and with what.
+
+        Args:
+            settings: what the runs have in common.
+            environment: versions, device, revision, checksums.
+
+        Raises:
+            ResultsError: the disk does not take it.
+        """
+        content = {"settings": settings, "environment": environment}
+        try:
+            _replace(self.folder / "environment.json", json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+
+    def description(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Settings and environment of the last command that trained here; empty where that is not known."""
+        try:
+            content = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+            return dict(content["settings"]), dict(content["environment"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}, {}
+
     def _load(self) -> dict[str, Record]:
         """Every run that is there completely; others train again."""
         runs, accuracies = _read(self.folder / "runs.csv"), _read(self.folder / "accuracy.csv")
@@ -290,10 +315,15 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, order, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    _replace(path, text.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
-            file.write(text.getvalue())
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from benchmark.keys import digest
 from benchmark.learner import Recipe
 from benchmark.scenarios import Scenario
+from strategies import registry
 from strategies.base import Strategy
 
 NUMERICS = 1  # raised when a change of the code changes results, so that old results are not taken for new ones
@@ -51,6 +52,7 @@ class Run:
                 "recipe": dataclasses.asdict(self.recipe),
                 "strategy": self.strategy_name,
                 "options": self.strategy.options(),
+                "code": registry.fingerprint(type(self.strategy)),
                 "seed": self.seed,
             }
         )

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import logging
 import os
+import platform
 import re
 import tempfile
 import time
@@ -22,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmark import views
+from benchmark.keys import digest
 from benchmark.results import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIMEOUT = 10  # seconds until a server that does not answer is said to be down
-KIND, KEY, STATUS, OVERVIEW = (f"forgetbench.{name}" for name in ("kind", "run_key", "status", "overview"))
+KIND, KEY, STATUS, OVERVIEW, OWNER = (
+    f"forgetbench.{name}" for name in ("kind", "run_key", "status", "overview", "owner")
+)
 PAGE = 1000  # runs a search request
 
 
@@ -72,7 +76,9 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         self.uri = uri
-        self._there: set[str] = set()
+        self._there: dict[str, tuple[str, str]] = {}  # run key -> run id and the overview it is tied to
+        # Whose half-delivered runs these are: several folders, and people, may share a server.
+        self._owner = digest([platform.node(), str(artifacts.resolve())])
         self._asked = False  # this process alone writes: asking once is enough
         self._overview = ""
         _reachable(uri)
@@ -114,11 +120,13 @@ class Tracker:
         Raises:
             TrackingError: the server stopped answering.
         """
+        records = list(records)
         new = self.missing(records)
         with self._explained():
             for r in new:
                 self._log(r, int(start_times[r.run_key] * 1000), (colours or {}).get(r.strategy))
-                self._there.add(r.run_key)
+            for run_id in self._strays(records):
+                self._client.set_tag(run_id, OVERVIEW, self._overview)
         return len(new)
 
     def missing(self, records: Iterable[Record]) -> list[Record]:
@@ -156,14 +164,15 @@ class Tracker:
             self._overview = str(run.info.run_id)
             self._batch(self._overview, [], params, {})
 
-    def close(self, tags: dict[str, str], note: str, files: dict[str, Any], view: tuple[str, str]) -> None:
+    def close(self, tags: dict[str, str], note: str, files: dict[str, Any], tasks: int, strategies: list[str]) -> None:
         """Fill the overview run, and what the experiment's page shows.
 
         Args:
             tags: of the environment.
             note: Markdown that the UI shows.
             files: by name: text, or matplotlib figures.
-            view: key and value of the experiment tag that holds the saved view, see `benchmark.views`.
+            tasks: how many the scenario has, for the saved view.
+            strategies: labels in the order of the experiment, for the saved view.
 
         Raises:
             TrackingError: the server stopped answering.
@@ -178,28 +187,38 @@ class Tracker:
             link = f"[Strategies compared in charts]({views.path(self.experiment_id).removeprefix('/')})"
             note = _cut(f"{link}\n\n{note}", 5000)
             self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+            view = views.comparison(tasks, strategies, self._overview)
             self._client.set_experiment_tag(self.experiment_id, *view)
 
-    def _delivered(self) -> set[str]:
-        """Keys of the runs that are there whole; what was cut off is deleted."""
-        keys: set[str] = set()
+    def _strays(self, records: list[Record]) -> list[str]:
+        """Ids of runs that are tied to an overview of older settings, and will be tied to this one."""
+        if not self._overview:
+            return []
+        tied = {r.run_key: self._there[r.run_key] for r in records}
+        self._there |= {key: (run_id, self._overview) for key, (run_id, _) in tied.items()}
+        return [run_id for run_id, overview in tied.values() if overview != self._overview]
+
+    def _delivered(self) -> dict[str, tuple[str, str]]:
+        """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted."""
+        found: dict[str, tuple[str, str]] = {}
         token: str | None = None
         while token != "":
             page = self._client.search_runs(
                 [self.experiment_id], f"tags.`{KIND}` = 'run'", max_results=PAGE, page_token=token
             )
             for run in page:
+                tags = run.data.tags
                 if run.info.status in {"FINISHED", "FAILED"}:
-                    keys.add(run.data.tags[KEY])
-                else:
+                    found[tags[KEY]] = (run.info.run_id, tags.get(OVERVIEW, ""))
+                elif tags.get(OWNER) == self._owner:
                     self._client.delete_run(run.info.run_id)
             token = page.token or ""
-        return keys
+        return found
 
     def _log(self, r: Record, started_ms: int, colour: str | None) -> None:
         from mlflow.entities import Metric
 
-        tags = {KIND: "run", KEY: r.run_key, STATUS: r.status}
+        tags = {KIND: "run", KEY: r.run_key, STATUS: r.status, OWNER: self._owner}
         tags |= {OVERVIEW: self._overview} if self._overview else {}
         tags |= {"mlflow.runColor": colour} if colour else {}
         run = self._client.create_run(
@@ -224,6 +243,7 @@ class Tracker:
         self._client.log_dict(run.info.run_id, matrix, "accuracy_matrix.json")
         ended = started_ms + int(float(r.facts["train_seconds"]) * 1000)  # the run's own share of its stack
         self._client.set_terminated(run.info.run_id, "FINISHED" if r.status == "finished" else "FAILED", ended)
+        self._there[r.run_key] = (run.info.run_id, self._overview)
 
     def _batch(self, run_id: str, metrics: list[Any], params: dict[str, str], tags: dict[str, str]) -> None:
         """One request where the server's limits allow."""

@@ -13,7 +13,7 @@ NAME = "Strategies compared"  # in the page's menu of views
 METRICS = ("average_accuracy", "forgetting", "learning_accuracy")
 
 
-def comparison(tasks: int, strategies: Iterable[str] = ()) -> tuple[str, str]:
+def comparison(tasks: int, strategies: Iterable[str] = (), overview: str = "") -> tuple[str, str]:
     """Key and value of the experiment tag that holds the view.
 
     Charts show means over the runs of a strategy: bars of summary metrics, lines of the accuracy on each task. The same
@@ -22,9 +22,13 @@ def comparison(tasks: int, strategies: Iterable[str] = ()) -> tuple[str, str]:
     Args:
         tasks: how many the scenario has.
         strategies: labels whose runs are folded away in the list beside the charts.
+        overview: id of the overview run whose runs are shown; empty: all runs.
     """
     state = {
-        "searchFilter": "tags.`forgetbench.kind` = 'run'",  # all but the overview
+        # All but overviews, or the runs of one: other settings of the experiment may have the same labels.
+        "searchFilter": f"tags.`forgetbench.overview` = '{overview}'"
+        if overview
+        else "tags.`forgetbench.kind` = 'run'",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "startTime": "ALL",

@@ -70,7 +70,7 @@ class Place:
     ) -> str:
         tracker = self.tracker()
         tracker.open(params, started)
-        tracker.close(tags, note, files, VIEW)
+        tracker.close(tags, note, files, 2, ["naive"])
         return str(max(self.runs("overview"), key=lambda run: run.info.start_time).info.run_id)
 
     def runs(self, kind: str = "run") -> list[Run]:
