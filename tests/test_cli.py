@@ -77,7 +77,7 @@ def forgetbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if anything begins to train."""
 
-    def execute(*args: object) -> None:
+    def execute(*args: object, **kwargs: object) -> None:
         raise AssertionError("training began")
 
     monkeypatch.setattr(harness, "execute", execute)
@@ -208,7 +208,7 @@ def test_a_tracking_address_that_is_none_is_said_before_training(forgetbench: Co
 def test_an_error_that_is_ours_is_not_made_to_look_like_the_users(
     forgetbench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: object) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("this cannot happen")
 
     monkeypatch.setattr(harness, "execute", broken)
@@ -227,7 +227,7 @@ def test_debug_shows_where_an_error_came_from(forgetbench: Command) -> None:
 def test_an_interrupted_command_says_that_nothing_finished_is_lost(
     forgetbench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(harness, "execute", interrupted)
@@ -367,7 +367,7 @@ def test_the_same_command_again_trains_nothing_and_delivers_nothing_twice(
 ) -> None:
     folder, _ = finished
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(harness, "execute", lambda plan, *args: iter([()] * plan.runs))
+    monkeypatch.setattr(harness, "execute", lambda plan, *args, **kwargs: iter([()] * plan.runs))
     before = (folder / "out" / "trial" / "runs.csv").read_bytes()
     done = forgetbench("run", "trial.toml", "--device", "cpu")
     assert done.status == 0
@@ -409,7 +409,7 @@ def test_the_command_that_is_suggested_shows_no_password(
     folder, _ = finished
     monkeypatch.chdir(folder)
     monkeypatch.setattr(cli, "_tracker", lambda uri, out, name: None)
-    monkeypatch.setattr(harness, "execute", lambda *args: iter(()))
+    monkeypatch.setattr(harness, "execute", lambda *args, **kwargs: iter(()))
     done = forgetbench("run", "trial.toml", "--device", "cpu", "--tracking-uri", "https://me:secret@mlflow.example.org")
     assert done.status == 0 and "mlflow.example.org" in done.text
     assert "secret" not in done.text
@@ -426,7 +426,7 @@ def test_results_that_are_damaged_are_trained_again_and_no_reason_to_fail(
         (tmp_path / "out" / "trial" / name).write_text(text[: len(text) * 2 // 3])
     planned: list[int] = []
 
-    def execute(plan: Any, *args: object) -> None:
+    def execute(plan: Any, *args: object, **kwargs: object) -> None:
         planned.append(plan.runs)
         raise KeyboardInterrupt
 

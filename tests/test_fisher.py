@@ -305,3 +305,25 @@ def test_layers_that_mix_samples_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="layer '1' normalises by its own batch"):
         fisher.diagonal(model, torch.rand(5, 4), torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3, padding="same"), nn.InstanceNorm2d(2, affine=True)])
+def test_models_without_any_closed_form_are_differentiated(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Unflatten(1, (2, 3, 3)), layer, nn.Flatten(), nn.ReLU()).double()
+    x, y = torch.rand(12, 18, dtype=torch.float64), torch.randint(0, 3, (12,))
+    agree(fisher.diagonal(model, x, y), {k: v / 12 for k, v in loop(model, x, y).items()}, 1e-10)
+
+
+def test_a_layer_called_by_keyword_is_differentiated():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.linear(input=x)
+
+    torch.manual_seed(0)
+    model, x, y = Keyword().double(), torch.rand(12, 5, dtype=torch.float64), torch.randint(0, 3, (12,))
+    agree(fisher.diagonal(model, x, y), {k: v / 12 for k, v in loop(model, x, y).items()}, 1e-10)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -351,3 +353,51 @@ def test_what_a_job_sets_for_itself_does_not_reach_the_caller(workers):
     flushed = list(side_by_side([lambda: sys.float_info.min / 2] * 2, workers, threading.Event()))
     assert flushed == [0.0, 0.0] and sys.float_info.min / 2 > 0
     assert torch.get_num_threads() == threads
+
+
+def test_a_state_that_keeps_what_it_was_handed_is_not_changed_by_training(monkeypatch):
+    states = []
+
+    @dataclass(frozen=True)
+    class Keeps(Strategy):
+        name: ClassVar[str] = "keeps"
+
+        def init(self, params):
+            return {"start": params, "latest": params}
+
+        def after_step(self, state, step, hparams):
+            states.append((state["latest"], step.before))
+            return {"start": state["start"], "latest": step.after}
+
+        def consolidate(self, state, params, measured, hparams):
+            states.append((state["start"], None))
+            return state
+
+    run = make_run(Keeps(), epochs=None, iterations=5)
+    assert run.trunk == ""  # a path is followed from the first task on
+    execute(run)
+    start = next(kept for kept, before in states if before is None)
+    first = dict(models.build("mlp-bn", 64, 10, seed=0).named_parameters())
+    assert all(torch.equal(start[k], p.detach().double()) for k, p in first.items())
+    paths = [(latest, before) for latest, before in states if before is not None]
+    assert len(paths) == 10
+    assert all(torch.equal(latest[k], before[k]) for latest, before in paths for k in before)
+
+
+def test_results_are_kept_the_moment_a_stack_ends_whatever_the_caller_does():
+    runs = [make_run(L2(lam=lam), seed=seed) for lam in (1, 2) for seed in (0, 1)]
+    tasks = scenarios.load(runs[0].scenario)
+    kept = []
+    stacks = harness.execute(plan.make(runs, tasks[0], CPU), tasks, CPU, keep=kept.extend)
+    next(stacks)
+    time.sleep(3)  # a caller that is slow to ask for the next
+    assert len(kept) == 4
+    stacks.close()
+
+
+def test_results_of_an_earlier_version_of_ones_own_strategy_are_not_taken_for_new_ones(monkeypatch):
+    mine = make_run(type("Mine", (Naive,), {"name": "mine"})())
+    before = dataclasses.replace(mine).key
+    monkeypatch.setattr("strategies.registry.inspect.getsource", lambda module: "another version")
+    assert dataclasses.replace(mine).key != before
+    assert dataclasses.replace(make_run()).key == make_run().key
