@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import tomllib
 import typing
@@ -21,6 +20,7 @@ from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from strategies import registry
 from strategies.base import Strategy
+from strategies.registry import did_you_mean
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -184,8 +184,7 @@ def _read(preset_or_file: str) -> dict[str, Any]:
     if preset_or_file in presets():
         path = presets()[preset_or_file]
     elif not path.is_file():
-        near = difflib.get_close_matches(preset_or_file, presets(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(preset_or_file, presets())
         raise ConfigError(f"no preset and no file {preset_or_file!r}{hint} (forgetbench list presets)")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -333,10 +332,7 @@ def _lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseMo
         path = ".".join([*prefix, *loc])
         if e["type"] == "extra_forbidden":
             known = [name for table in ((TrainTable,) if loc[0] == "train" else tables) for name in table.model_fields]
-            near = difflib.get_close_matches(loc[-1], known, n=1)
-            lines.append(
-                f"{path}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
-            )
+            lines.append(f"{path}: unknown key" + (did_you_mean(loc[-1], known) or f"; known: {', '.join(known)}"))
         elif e["type"] == "missing":
             lines.append(f"{path}: missing")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import os
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.sources import IDX_FILES, SPECS, DataError, Spec, dataset_class, sources, verify_raw
+from strategies.registry import did_you_mean
 
 NAMES = (*SPECS, "digits")
 OFFLINE = 'offline choice: scenario = "permuted-digits" (its images come with scikit-learn)'
@@ -90,9 +90,7 @@ def load(name: str, data_dir: Path | None = None, say: Say = lambda line: None) 
 
 def _spec(name: str) -> Spec:
     if name not in SPECS:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown image set {name!r}{hint} (forgetbench list data)")
+        raise ValueError(f"unknown image set {name!r}{did_you_mean(name, NAMES)} (forgetbench list data)")
     return SPECS[name]
 
 

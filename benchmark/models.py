@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.keys import generator_seed
+from strategies.registry import did_you_mean
 
 
 class MlpBN(nn.Module):
@@ -51,9 +51,7 @@ def check(name: str) -> None:
         ValueError: no such model.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown model {name!r}{hint} (forgetbench list models)")
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)} (forgetbench list models)")
 
 
 def build(name: str, pixels: int, classes: int, *, seed: int) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor
 from benchmark import data
 from benchmark.data import ImageSet
 from benchmark.keys import generator
+from strategies.registry import did_you_mean
 
 SEQUENCES: dict[str, tuple[str, ...]] = {"mnist-fashion": ("mnist", "fashion-mnist")}
 PERMUTED: dict[str, str] = {"permuted-digits": "digits"}
@@ -83,9 +83,7 @@ def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
         return _sequence(name, SEQUENCES[name], table)
     if name in PERMUTED:
         return _permuted(name, table)
-    near = difflib.get_close_matches(str(name), NAMES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown scenario {name!r}{hint} (forgetbench list scenarios)")
+    raise ValueError(f"unknown scenario {name!r}{did_you_mean(name, NAMES)} (forgetbench list scenarios)")
 
 
 def _sequence(name: str, sets: tuple[str, ...], rest: dict[str, Any] | None = None) -> Scenario:
@@ -94,9 +92,7 @@ def _sequence(name: str, sets: tuple[str, ...], rest: dict[str, Any] | None = No
         raise ValueError("expected at least one image set, got an empty list")
     for entry in sets:
         if entry not in data.NAMES:
-            near = difflib.get_close_matches(str(entry), data.NAMES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown image set {entry!r}{hint} (forgetbench list data)")
+            raise ValueError(f"unknown image set {entry!r}{did_you_mean(entry, data.NAMES)} (forgetbench list data)")
     return Scenario(name, sets)
 
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from strategies.base import Strategy
@@ -15,6 +16,12 @@ from strategies.naive import Naive
 
 GROUP = "forgetbench.strategies"
 BUILT_IN: dict[str, type[Strategy]] = {cls.name: cls for cls in (Naive, L2, EWC)}
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """`; did you mean 'ewc'?` for the nearest known name, or nothing: what every error about a name ends with."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def names() -> list[str]:
@@ -38,9 +45,7 @@ def get(name: str) -> type[Strategy]:
     for entry in entry_points(group=GROUP):
         if entry.name == name:
             return _checked(name, entry.load())
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown strategy {name!r}{hint} (forgetbench list strategies)")
+    raise ValueError(f"unknown strategy {name!r}{did_you_mean(name, names())} (forgetbench list strategies)")
 
 
 def _import(path: str) -> object:
