@@ -1,11 +1,10 @@
-"""Image sets as uint8 tensors: found, verified, and cached as one compressed file each."""
+"""Image sets as tensors: found, verified, and cached as one compressed file each, or the user's own."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,30 +15,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.sources import IDX_FILES, SPECS, DataError, Spec, dataset_class, sources, verify_raw
+from benchmark import own_data
+from benchmark.sources import PARTS, SPECS, Arrays, DataError, Spec, covered, read_raw, sources, unpack, verify_arrays
 from strategies.registry import did_you_mean
 
 NAMES = (*SPECS, "digits")
+OWN = "a path that ends in .npz, or package.module:function"
+COMPLETE = "complete (its published checksums are of other files)"
 OFFLINE = 'offline choice: scenario = "permuted-digits" (its images come with scikit-learn)'
 
 Say = Callable[[str], None]
-Arrays = dict[str, NDArray[np.uint8]]
-PARTS = ("train_x", "train_y", "test_x", "test_y")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and labels.
+    """Inputs, most often images, and labels.
 
     Attributes:
         name: of the set.
-        train_x: uint8, shape (N, pixels): each image flattened, channels first.
-        train_y: int64, shape (N,).
+        train_x: uint8 or float32, shape (N, values): each input flattened, images channels first.
+        train_y: int64, shape (N,), from 0 to `classes` - 1.
         test_x: as `train_x`.
         test_y: as `train_y`.
-        shape: of one image, (channels, height, width).
+        shape: of one input: (channels, height, width), or (features,).
         classes: number of labels.
-        scale: the pixel value that becomes 1.0.
+        scale: the value that becomes 1.0: inputs are divided by it when they are used.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ImageSet:
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     scale: float
 
@@ -70,9 +70,10 @@ def load(name: str, data_dir: Path | None = None, say: Say = lambda line: None) 
     """An image set by name.
 
     Args:
-        name: one of `NAMES`.
-        data_dir: a folder that holds the files (torchvision's layout, or our cache file), and the only place looked at;
-            None: `$FORGETBENCH_DATA` if set, else the cache, then each source in turn.
+        name: one of `NAMES`, or a set of the user's own: a path that ends in `.npz` (arrays train_x, train_y, test_x,
+            test_y; a relative path starts at the current folder), or `package.module:function` (see `own_data.parts`).
+        data_dir: a folder that holds the files of a published set (torchvision's layout or archive, or our cache file),
+            and the only place looked at; None: `$FORGETBENCH_DATA` if set, else the cache, then each source in turn.
         say: takes one line for each place tried.
 
     Returns:
@@ -80,17 +81,73 @@ def load(name: str, data_dir: Path | None = None, say: Say = lambda line: None) 
 
     Raises:
         DataError: it could not be had; the message says what was tried, why each failed, and what works offline.
-        ValueError: no set of that name.
+        ValueError: no set of that name, or one of the user's own that does not hold what it should.
     """
     if name == "digits":
         return _digits()
+    if own_data.is_own(name):
+        return _own(name, say)
     spec, given = _spec(name), data_dir or _environment_dir()
     return _image_set(spec, _from_folder(spec, given, say) if given else _from_cache_or_sources(spec, say))
 
 
+def from_tensors(name: str, train_x: object, train_y: object, test_x: object, test_y: object) -> ImageSet:
+    """An image set from tensors or arrays, validated and copied.
+
+    Args:
+        name: for people.
+        train_x: uint8 from 0 to 255, or finite floats (kept as float32, not scaled), of shape (N, features),
+            (N, height, width), (N, channels, height, width), or (N, height, width, channels): channels come last if the
+            last axis is 1, 3 or 4 long and the second is not.
+        train_y: integers from 0, shape (N,); there is one class more than the greatest label.
+        test_x: as `train_x`.
+        test_y: as `train_y`, without labels that `train_y` lacks.
+
+    Raises:
+        ValueError: an array is not that; the message names it, with what was expected and what came.
+    """
+    return ImageSet(name, **own_data.convert(name, dict(zip(PARTS, (train_x, train_y, test_x, test_y), strict=True))))
+
+
+def _own(name: str, say: Say) -> ImageSet:
+    found = own_data.read(name, say)
+    if isinstance(found, ImageSet):
+        return ImageSet(name, **own_data.checked(name, found))
+    return from_tensors(name, **own_data.parts(name, found, say))
+
+
+def check_name(name: str) -> None:
+    """Check that a name may be one of an image set, opening and importing nothing.
+
+    Args:
+        name: as for `load`.
+
+    Raises:
+        ValueError: neither one of `NAMES`, nor an `.npz` path, nor an import path.
+    """
+    if name != "digits" and not own_data.is_own(name):
+        _spec(name)
+
+
+def fingerprint(name: str) -> str:
+    """What tells a set of the user's own from an earlier version of it, for run keys.
+
+    Args:
+        name: as for `load`.
+
+    Returns:
+        A checksum of an `.npz` file; the source of the module that an import path names; empty for published sets.
+
+    Raises:
+        ValueError: the file cannot be read, or the module not be imported.
+    """
+    return own_data.fingerprint(name) if own_data.is_own(name) else ""
+
+
 def _spec(name: str) -> Spec:
     if name not in SPECS:
-        raise ValueError(f"unknown image set {name!r}{did_you_mean(name, NAMES)} (forgetbench list data)")
+        hint = f"; one of your own is {OWN}" if any(mark in str(name) for mark in "./:") else ""
+        raise ValueError(f"unknown image set {name!r}{did_you_mean(name, NAMES)} (forgetbench list data){hint}")
     return SPECS[name]
 
 
@@ -102,7 +159,7 @@ def verify(name: str, data_dir: Path | None = None) -> str:
     """Check what is on disk, fetching nothing.
 
     Args:
-        name: one of `NAMES`.
+        name: as for `load`.
         data_dir: as for `load`.
 
     Returns:
@@ -113,15 +170,20 @@ def verify(name: str, data_dir: Path | None = None) -> str:
     """
     if name == "digits":
         return "comes with scikit-learn"
+    if own_data.is_own(name):
+        own = load(name)
+        sizes = f"{len(own.train_y)} training and {len(own.test_y)} test inputs"
+        return f"valid, {sizes} of shape {own.shape}, {own.classes} classes, checksum {own.checksum}"
     spec, path = _spec(name), cache_dir() / f"{name}.npz"
     data_dir = data_dir or _environment_dir()
     if data_dir:
         _from_folder(spec, data_dir, lambda line: None)
-        return f"verified in {data_dir}"
+        published = spec.md5 or (not (data_dir / path.name).is_file() and covered(spec, data_dir))
+        return f"{'verified' if published else COMPLETE} in {data_dir}"
     if not path.is_file():
         raise DataError(f"not in the cache {path.parent} (forgetbench data fetch {name})")
     _read(spec, path)
-    return f"verified, {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    return f"{'verified' if spec.md5 else COMPLETE}, {path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
 def _from_folder(spec: Spec, folder: Path, say: Say) -> Arrays:
@@ -129,17 +191,25 @@ def _from_folder(spec: Spec, folder: Path, say: Say) -> Arrays:
     if packed.is_file():
         say(f"{spec.name}: {packed}")
         return _read(spec, packed)
-    if not (folder / spec.folder).is_dir():
+    raw, packed = folder / spec.folder, folder / (spec.archive or f"{spec.name}.npz")
+    if not raw.is_dir() and not packed.is_file():
+        archive = f", no {spec.archive}" if spec.archive else ""
         raise DataError(
-            f"{spec.name}: no {spec.folder}/ (torchvision's layout) and no {spec.name}.npz in data folder {folder}; "
-            f"without --data-dir and FORGETBENCH_DATA it is fetched; {OFFLINE}"
+            f"{spec.name}: no {spec.folder}/ (torchvision's layout){archive} and no {spec.name}.npz in data folder "
+            f"{folder}; without --data-dir and FORGETBENCH_DATA it is fetched; {OFFLINE}"
         )
     try:
-        arrays = _read_raw(spec, folder)
+        arrays = read_raw(spec, folder) if raw.is_dir() else _from_archive(spec, folder)
     except DataError as error:
         raise DataError(f"{spec.name}: {error}; delete it and put the published file there") from None
-    say(f"{spec.name}: {folder / spec.folder}")
+    say(f"{spec.name}: {raw if raw.is_dir() else packed}")
     return arrays
+
+
+def _from_archive(spec: Spec, folder: Path) -> Arrays:
+    with tempfile.TemporaryDirectory(prefix="forgetbench-") as root:
+        unpack(spec, folder, Path(root))
+        return read_raw(spec, Path(root))
 
 
 def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
@@ -159,7 +229,7 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
         try:
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 fetch(spec, Path(folder))
-                arrays = _read_raw(spec, Path(folder))
+                arrays = read_raw(spec, Path(folder))
         except (DataError, OSError, RuntimeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             tried.append(f"{title}: {reason[:200]}")
@@ -178,30 +248,6 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
     )
 
 
-def _read_raw(spec: Spec, root: Path) -> Arrays:
-    """Verified files in torchvision's layout, read by torchvision.
-
-    Args:
-        spec: of the set.
-        root: folder that holds them.
-
-    Raises:
-        DataError: missing, corrupt or unreadable.
-    """
-    verify_raw(spec, root)
-    arrays: Arrays = {}
-    for part, train in (("train", True), ("test", False)):
-        try:
-            found = dataset_class(spec)(str(root), train=train, download=False)
-        except (RuntimeError, ValueError, AssertionError, OSError) as error:
-            raise DataError(f"{root / spec.folder} cannot be read: {error}") from error
-        x = np.asarray(found.data)
-        # CIFAR's images come channels last; ours are channels first.
-        arrays[f"{part}_x"] = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x)
-        arrays[f"{part}_y"] = np.asarray(found.targets, dtype=np.uint8)
-    return arrays
-
-
 def _read(spec: Spec, path: Path) -> Arrays:
     """The cached arrays, verified.
 
@@ -218,17 +264,8 @@ def _read(spec: Spec, path: Path) -> Arrays:
             arrays = {part: file[part] for part in PARTS}
     except Exception as error:  # zlib.error, NotImplementedError, ...: a damaged archive fails in many ways
         raise DataError(f"{path} is corrupt or truncated ({error})") from error
-    for part, name in zip(PARTS, IDX_FILES, strict=True):
-        expected = spec.md5.get(name)
-        if expected and _idx_md5(arrays[part]) != expected:
-            raise DataError(f"{path} does not hold the published {name}")
+    verify_arrays(spec, arrays, path)
     return arrays
-
-
-def _idx_md5(array: NDArray[np.uint8]) -> str:
-    """MD5 of the raw IDX file that holds the array: the published checksums apply to the cache too."""
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return hashlib.md5(header + array.tobytes()).hexdigest()
 
 
 def _write(path: Path, arrays: Arrays) -> None:
@@ -245,21 +282,8 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def _image_set(spec: Spec, arrays: Arrays) -> ImageSet:
-    sizes = len(arrays["train_y"]), len(arrays["test_y"])
-    if sizes != spec.sizes:
-        raise DataError(f"{spec.name}: expected {spec.sizes} training and test images, got {sizes}")
-    image = arrays["train_x"].shape[1:]
-    shape = (1, *image) if len(image) == 2 else image
-    return ImageSet(
-        name=spec.name,
-        train_x=_tensor(arrays["train_x"]),
-        train_y=_tensor(arrays["train_y"]),
-        test_x=_tensor(arrays["test_x"]),
-        test_y=_tensor(arrays["test_y"]),
-        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
-        classes=spec.classes,
-        scale=255.0,
-    )
+    tensors = {part: _tensor(array) for part, array in arrays.items()}
+    return ImageSet(spec.name, **tensors, shape=spec.shape, classes=spec.classes, scale=255.0)
 
 
 def _tensor(array: NDArray[np.uint8]) -> Tensor:

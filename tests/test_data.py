@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import random
 import struct
@@ -278,6 +279,73 @@ def test_a_set_without_published_checksums_is_refused_where_its_files_cannot_be_
         (folder / name).write_bytes(struct.pack(">HBB3I", 0, 8, 3, 60_000, 28, 28) + b"too short")
     with pytest.raises(DataError, match="kmnist"):
         data.load("kmnist", tmp_path)
+
+
+def test_what_an_old_torchvision_left_behind_is_not_taken_for_the_verified_files(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
+    put(files, tmp_path)
+    whole = data.load("mnist", tmp_path)
+    processed = tmp_path / "MNIST" / "processed"
+    processed.mkdir()
+    held = {
+        name: (getattr(whole, f"{part}_x").view(-1, 28, 28), getattr(whole, f"{part}_y"))
+        for part, name in (("train", "training.pt"), ("test", "test.pt"))
+    }
+    for name, tensors in held.items():
+        torch.save(tensors, processed / name)
+    assert data.load("mnist", tmp_path).checksum == whole.checksum
+    torch.save((held["test.pt"][0].flip(0), held["test.pt"][1]), processed / "test.pt")
+    with pytest.raises(DataError, match="does not hold the published t10k-images-idx3-ubyte"):
+        data.load("mnist", tmp_path)
+    torch.save(Path("a pickle that is no tensor"), processed / "test.pt")
+    with pytest.raises(DataError, match="cannot be read"):
+        data.load("mnist", tmp_path)
+
+
+@pytest.fixture
+def kmnist(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The tiny images as KMNIST, whose published checksums are of the compressed files, as torchvision leaves it."""
+    folder = tmp_path / "held" / "KMNIST" / "raw"
+    folder.mkdir(parents=True)
+    resources = []
+    for name, content in files.items():
+        packed = gzip.compress(content)
+        (folder / name).write_bytes(content)
+        (folder / f"{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+    monkeypatch.setattr("torchvision.datasets.KMNIST.resources", resources)
+    monkeypatch.setitem(SPECS, "kmnist", dataclasses.replace(SPECS["kmnist"], sizes=(6, 4)))
+    return folder
+
+
+@pytest.mark.parametrize("name", IDX_FILES)
+def test_raw_files_must_be_what_the_published_compressed_ones_beside_them_hold(
+    files: dict[str, bytes], kmnist: Path, name: str
+) -> None:
+    root = kmnist.parent.parent
+    assert len(data.load("kmnist", root).train_y) == 6
+    (kmnist / name).write_bytes(files[name][:-1] + bytes([files[name][-1] ^ 1]))
+    with pytest.raises(DataError, match=rf"{name} is corrupt or truncated: expected MD5"):
+        data.load("kmnist", root)
+    (kmnist / f"{name}.gz").write_bytes(gzip.compress((kmnist / name).read_bytes()))
+    with pytest.raises(DataError, match=rf"{name}.gz is corrupt or truncated: expected MD5"):
+        data.load("kmnist", root)
+
+
+def test_what_no_published_checksum_covers_is_not_called_verified(kmnist: Path) -> None:
+    assert data.verify("kmnist", kmnist.parent.parent).startswith("verified in")
+    (kmnist / f"{IDX_FILES[3]}.gz").unlink()
+    assert data.verify("kmnist", kmnist.parent.parent).startswith(
+        "complete (its published checksums are of other files)"
+    )
+
+
+def test_torchvision_publishes_a_checksum_of_every_compressed_file_of_kmnist() -> None:
+    from torchvision.datasets import KMNIST
+
+    assert {name for name, _ in KMNIST.resources} == {f"{name}.gz" for name in IDX_FILES}
+    assert all(len(md5) == 32 for _, md5 in KMNIST.resources)
 
 
 # Checking without fetching
