@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from benchmark import models, scenarios
-from benchmark.learner import Recipe
+from benchmark.models import Model
+from benchmark.recipe import Recipe
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from strategies import registry
@@ -54,7 +55,7 @@ class ExperimentTable(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     scenario: str | list[str] | dict[str, Any]
-    model: str = "mlp-bn"
+    model: str | dict[str, Any] = "mlp-bn"
     seeds: tuple[int, ...]
     train: TrainTable = TrainTable(epochs=4)
     strategy: list[dict[str, Any]] = Field(min_length=1)
@@ -67,8 +68,8 @@ class ExperimentTable(BaseModel):
 
     @field_validator("model")
     @classmethod
-    def _known_model(cls, value: str) -> str:
-        models.check(value)
+    def _known_model(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        models.resolve(value)
         return value
 
     @field_validator("seeds", mode="before")
@@ -99,7 +100,7 @@ class Experiment:
     Attributes:
         name: of the experiment, its folder and its MLflow experiment.
         scenario: the tasks.
-        model: name of the network.
+        model: the network.
         seeds: of the runs of each entry.
         entries: the strategies to compare.
         content: the file with its overrides, as parsed.
@@ -107,7 +108,7 @@ class Experiment:
 
     name: str
     scenario: Scenario
-    model: str
+    model: Model
     seeds: tuple[int, ...]
     entries: tuple[Entry, ...]
     content: dict[str, Any]
@@ -176,7 +177,9 @@ def parse(content: dict[str, Any]) -> Experiment:
     if errors or table is None:
         listed = "\n".join(f"  {line}" for line in dict.fromkeys(errors))
         raise ConfigError(f"{len(dict.fromkeys(errors))} error(s) in the experiment:\n{listed}")
-    return Experiment(table.name, scenarios.resolve(table.scenario), table.model, table.seeds, tuple(entries), content)
+    return Experiment(
+        table.name, scenarios.resolve(table.scenario), models.resolve(table.model), table.seeds, tuple(entries), content
+    )
 
 
 def _read(preset_or_file: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from benchmark import environment, harness, plan, scenarios
+from benchmark import environment, harness, models, plan, scenarios
 from benchmark.config import Experiment
 from benchmark.data import ImageSet
 from benchmark.results import Record, Store, text_fields
@@ -113,8 +113,10 @@ def run(
         if todo:
             store.describe(settings, environment.describe(device, tasks))
         delivery.open(settings, started)
+        if todo:
+            models.require_stackable(experiment.model, tasks[0].shape, experiment.scenario.heads(tasks).outputs)
         labels = [entry.label for entry in experiment.entries]
-        made = plan.make(todo, tasks[0], device, largest)
+        made = plan.make(todo, tasks, device, largest)
         planned(made, tasks)
         for _ in harness.execute(made, tasks, device, listener, keep=store.add):
             delivery.records(_of(experiment, store), labels)

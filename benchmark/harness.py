@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark import models
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled, side_by_side
+from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
-from benchmark.learner import Learner, Task, lift, like, tree_map
+from benchmark.learner import Learner, lift, like, tree_map
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Evaluation, Result, Run
-from strategies.base import FinishedTask, Hparams, Params, State
+from strategies.base import FinishedTask, Hparams, Params, Setting, State, check_state
 from strategies.naive import Naive
 
 
@@ -39,6 +39,9 @@ class Listener(Protocol):
     def consolidating(self, task: int, done: int, total: int) -> None:
         """Importances are being measured after a task, one run after another."""
 
+    def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
+        """A stack went through all tasks; its parameters are stacked in the order of the runs, and not copied."""
+
 
 class Silent:
     """A listener that does nothing."""
@@ -52,20 +55,21 @@ class Silent:
     def consolidating(self, task: int, done: int, total: int) -> None:
         """Ignore."""
 
+    def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
+        """Ignore."""
+
 
 @dataclass(frozen=True)
 class _Site:
     """What every stack of an execution shares.
 
     Attributes:
-        tasks: images of each task, on the device.
-        device: where to train.
+        pool: images of all tasks, on the device.
         listener: hears about progress.
         stop: set when nobody waits for results any more.
     """
 
-    tasks: list[ImageSet]
-    device: torch.device
+    pool: Pool
     listener: Listener
     stop: threading.Event
 
@@ -76,6 +80,7 @@ class _Branch:
 
     runs: tuple[Run, ...]
     learner: Learner
+    feed: Feed
     rows: list[Tensor]  # accuracy matrix so far, each (R, T)
     trace: list[tuple[int, int, Tensor]]
     seconds: list[float]  # training time so far, a run
@@ -100,8 +105,10 @@ def execute(
     Yields:
         The results of one stack.
     """
-    moved = {id(images): _to(images, device) for images in tasks}
-    site = _Site([moved[id(images)] for images in tasks], device, listener or Silent(), threading.Event())
+    if not plan.runs:
+        return
+    scenario = plan.groups[0].stacks[0][0].scenario
+    site = _Site(Pool.of(scenario, tasks, device), listener or Silent(), threading.Event())
     number = 0
     for group in plan.groups:
         trunks = [
@@ -133,13 +140,9 @@ def _train_stack(
     branch = _branch_off(sources, group, stack) if sources else _start(stack, site)
     users = Counter(run.trunk for s in group.stacks for run in s)
     results = _results(_through_tasks(branch, site), users)
+    site.listener.stack_trained(stack, {k: p.detach() for k, p in branch.learner.params.items()})
     keep(results)
     return results
-
-
-def _to(images: ImageSet, device: torch.device) -> ImageSet:
-    parts = ("train_x", "train_y", "test_x", "test_y")
-    return dataclasses.replace(images, **{part: getattr(images, part).to(device) for part in parts})
 
 
 def _title(stack: tuple[Run, ...]) -> str:
@@ -149,12 +152,16 @@ def _title(stack: tuple[Run, ...]) -> str:
 
 def _start(runs: tuple[Run, ...], site: _Site) -> _Branch:
     """A stack before any training, evaluated: row 0 of the accuracy matrix."""
-    first, pixels = runs[0], site.tasks[0].train_x.shape[1]
-    classes = max(images.classes for images in site.tasks)
-    networks = [models.build(first.model, pixels, classes, seed=run.seed) for run in runs]
-    branch = _Branch(runs, Learner.fresh(networks, first.recipe, pixels, site.device), [], [], [0.0] * len(runs))
-    branch.rows.append(_evaluate(branch, site))
+    feed = Feed(site.pool, [run.seed for run in runs], runs[0].recipe.dtype)
+    branch = _Branch(runs, _untrained(runs, site), feed, [], [], [0.0] * len(runs))
+    branch.rows.append(_evaluate(branch, 0))
     return branch
+
+
+def _untrained(runs: tuple[Run, ...], site: _Site) -> Learner:
+    first, pool = runs[0], site.pool
+    networks = [run.model.build(pool.shape, pool.heads.outputs, seed=run.seed) for run in runs]
+    return Learner.fresh(networks, first.recipe, pool.shape, pool.x.device)
 
 
 def _trunk(group: Group, seeds: tuple[int, ...], site: _Site) -> _Branch:
@@ -181,6 +188,7 @@ def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tu
     return _Branch(
         stack,
         Learner.branch([(trunk.learner, row) for trunk, row in places], stack[0].recipe),
+        Feed(places[0][0].feed.pool, [run.seed for run in stack], stack[0].recipe.dtype),
         rows(lambda trunk: trunk.rows),
         [(task, step, accuracy) for (task, step), accuracy in zip(moments, trace, strict=True)],
         [trunk.seconds[row] / users[run.seed] for run, (trunk, row) in zip(stack, places, strict=True)],
@@ -189,74 +197,75 @@ def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tu
 
 def _through_tasks(branch: _Branch, site: _Site) -> _Branch:
     """Train the tasks that are left, consolidating between them."""
-    learner, strategy = branch.learner, branch.runs[0].strategy
-    hparams = _hparams(branch)
+    learner, strategy, tasks = branch.learner, branch.runs[0].strategy, len(site.pool.tasks)
+    hparams, outputs = _hparams(branch), site.pool.heads.outputs
+
+    def init(params: Params, buffers: Params) -> State:
+        return strategy.init(params, Setting(tasks, outputs, buffers))
+
     params = {k: p.detach() for k, p in learner.params.items()}
     # Copies: a strategy may keep what it was handed, and training writes into the parameters.
-    state: State = tree_map(torch.clone, lift(strategy.init, learner.runs)(params))
+    state: State = tree_map(torch.clone, lift(init, learner.runs)(params, learner.buffers))
     trained = len(branch.rows) - 1
-    if trained and trained < len(site.tasks):
+    if trained and trained < tasks:
         state = _consolidate(branch, trained, site, state, hparams)
-    for task in range(trained + 1, len(site.tasks) + 1):
-        state = _train(branch, task, site, state, hparams)
-        if task < len(site.tasks):
+    for task in range(trained + 1, tasks + 1):
+        before, state = state, _train(branch, task, site, state, hparams)
+        _check_state(branch, before, state)
+        if task < tasks:
             state = _consolidate(branch, task, site, state, hparams)
     return branch
 
 
+def _check_state(branch: _Branch, before: State, after: State) -> None:
+    """Methods of a strategy must keep the structure of its state; what one run has of it is shown where not."""
+    if before is not after:
+        name = branch.runs[0].strategy_name
+        check_state(name, tree_map(lambda t: t[0], before), tree_map(lambda t: t[0], after))
+
+
 def _train(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
     """One task: train and evaluate."""
-    learner, runs, recipe = branch.learner, branch.runs, branch.learner.recipe
-    images, tasks = len(site.tasks[task - 1].train_y), len(site.tasks)
+    runs, strategy, recipe = branch.runs, branch.runs[0].strategy, branch.runs[0].recipe
+    tasks = len(site.pool.tasks)
 
     def every_step(step: int) -> None:
         if site.stop.is_set():
             raise Cancelled
         if recipe.evaluate_every and step % recipe.evaluate_every == 0:
-            branch.trace.append((task, step, _evaluate(branch, site)))
+            branch.trace.append((task, step, _evaluate(branch, task)))
 
-    started = time.perf_counter()
-    if task > 1 and recipe.optimizer_state == "reset":
-        learner.reset_optimizer()
-    state = learner.train(
-        _task(task, runs, site),
-        lambda epoch: _batches(runs, task, epoch, images).to(site.device),
-        runs[0].strategy,
+    started, anew = time.perf_counter(), task > 1 and strategy.restarts(task)
+    if anew:
+        diverged = branch.learner.diverged
+        branch.learner = _untrained(runs, site)
+        branch.learner.diverged = diverged
+    elif task > 1 and recipe.optimizer_state == "reset":
+        branch.learner.reset_optimizer()
+    lesson = Lesson(branch.feed, task, runs[0])
+    state = branch.learner.train(
+        lesson,
+        strategy,
         state,
         hparams,
-        frozen_batchnorm=task > 1 and recipe.batchnorm == "freeze-after-first",
+        # A network that starts anew has no statistics to freeze.
+        frozen_batchnorm=task > 1 and recipe.batchnorm == "freeze-after-first" and not anew,
         every_epoch=lambda epoch, epochs, loss: site.listener.epoch_done(len(runs), task, tasks, epoch, epochs, loss),
         every_step=every_step,
     )
     share = (time.perf_counter() - started) / len(runs)
     branch.seconds = [seconds + share for seconds in branch.seconds]
-    branch.rows.append(_evaluate(branch, site))
-    steps = recipe.steps(images)[1]
-    if recipe.evaluate_every and steps % recipe.evaluate_every:
-        branch.trace.append((task, steps, branch.rows[-1]))
+    branch.rows.append(_evaluate(branch, task))
+    # The end of a task counts too, also of one that took no step.
+    if recipe.evaluate_every and (lesson.steps % recipe.evaluate_every or not lesson.steps):
+        branch.trace.append((task, lesson.steps, branch.rows[-1]))
     return state
 
 
-def _task(number: int, runs: tuple[Run, ...], site: _Site) -> Task:
-    images = site.tasks[number - 1]
-    orders = [run.scenario.pixel_order(number, run.seed, images.train_x.shape[1]) for run in runs]
-    stacked = [order for order in orders if order is not None]
-    return Task(number, images, torch.stack(stacked).to(site.device) if stacked else None)
-
-
-def _batches(runs: tuple[Run, ...], task: int, epoch: int, images: int) -> Tensor:
-    """Training images of each step of an epoch, shape (steps, R, B): keyed by seed, so every strategy sees the same."""
-    size = min(runs[0].recipe.batch_size, images)
-    steps = images // size
-    seeds = dict.fromkeys(run.seed for run in runs)
-    orders = {seed: torch.randperm(images, generator=generator(seed, "batches", task, epoch)) for seed in seeds}
-    return torch.stack([orders[run.seed][: steps * size].view(steps, size) for run in runs], dim=1)
-
-
-def _evaluate(branch: _Branch, site: _Site) -> Tensor:
-    """Test accuracy of every run on every task, shape (R, T)."""
-    rows = [branch.learner.accuracy(_task(j, branch.runs, site)) for j in range(1, len(site.tasks) + 1)]
-    return torch.stack(rows, dim=1)
+def _evaluate(branch: _Branch, trained: int) -> Tensor:
+    """Test accuracy of every run on every task once that many were learnt, shape (R, T)."""
+    tasks = range(1, len(branch.feed.pool.tasks) + 1)
+    return torch.stack([branch.learner.accuracy(branch.feed, j, trained) for j in tasks], dim=1)
 
 
 def _hparams(branch: _Branch) -> Hparams:
@@ -275,6 +284,7 @@ def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams:
     measured = _measure(branch, task, site)
     params = {k: p.detach() for k, p in learner.params.items()}
     new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
+    _check_state(branch, state, new)
     # Tensors that meet parameters in every step lie in memory as they do.
     return {
         name: {
@@ -295,7 +305,8 @@ def _measure(branch: _Branch, task: int, site: _Site) -> Params:
     Raises:
         Cancelled: nobody waits for results any more.
     """
-    learner, seen = branch.learner, _task(task, branch.runs, site)
+    learner, feed = branch.learner, branch.feed
+    active = feed.pool.heads.training(task)[task - 1].to(learner.device)
     done: dict[object, Params] = {}
     diverged = learner.diverged.tolist()
     keys: list[object] = []
@@ -308,12 +319,13 @@ def _measure(branch: _Branch, task: int, site: _Site) -> Params:
         if site.stop.is_set():
             raise Cancelled
         site.listener.consolidating(task, r, len(branch.runs))
-        order = seen.order[r] if seen.order is not None else None
-        x = seen.inputs(seen.images.train_x, learner.recipe.dtype, order)
-        finished = FinishedTask(task, x, seen.images.train_y, generator(run.seed, "measure", task))
-        with learner.solo(r) as network:
+        inputs = functools.partial(feed.inputs, task, r)
+        finished = FinishedTask(task, inputs, feed.labels(task, r), generator(run.seed, "measure", task))
+        with learner.solo(r, active) as network:
             done[keys[r]] = tree_map(lambda t: t.detach(), run.strategy.measure(network, finished))
-    undefined = {k: torch.full_like(v, torch.nan) for k, v in next(iter(done.values())).items()}
+    undefined = {
+        k: torch.full_like(v, torch.nan if v.is_floating_point() else 0) for k, v in next(iter(done.values())).items()
+    }
     return {k: torch.stack([done.get(key, undefined)[k] for key in keys]) for k in undefined}
 
 

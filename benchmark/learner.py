@@ -6,96 +6,22 @@ Parameters and buffers carry a leading axis of R runs. Loss and penalty are writ
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from benchmark.data import ImageSet
-from strategies.base import Hparams, Params, State, Step, Strategy
+from benchmark.feed import Feed, Lesson
+from benchmark.recipe import Recipe
+from strategies.base import Batch, Hparams, Network, Params, State, Step, Strategy, masked
 
-EVALUATED = 20_000  # images of all runs together an evaluation pass: bounds memory, changes nothing else
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How every task is trained: equal within a stack.
-
-    Attributes:
-        optimizer: adam, adamw or sgd.
-        lr: learning rate.
-        momentum: of sgd.
-        weight_decay: of the optimiser, not a strategy's.
-        batch_size: images a step; what fills no batch at the end of an epoch is left out (each epoch is shuffled anew).
-        epochs: passes over each task's training set; or
-        iterations: steps a task.
-        batchnorm: `freeze-after-first` trains in eval mode from the second task on: statistics stay the first task's.
-        optimizer_state: whether each task starts with a fresh optimiser.
-        precision: float32, float64, or bfloat16 (autocast; parameters stay float32).
-        evaluate_every: steps between evaluations on all tasks while training; 0: only between tasks.
-    """
-
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 1e-4
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    batch_size: int = 100
-    epochs: int | None = None
-    iterations: int | None = None
-    batchnorm: Literal["update", "freeze-after-first"] = "update"
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
-    evaluate_every: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.iterations is None):
-            raise ValueError("expected epochs or iterations, one of the two")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of parameters and inputs."""
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-    def steps(self, images: int) -> tuple[int, int]:
-        """Steps an epoch and steps in all, for a training set of that many images."""
-        an_epoch = max(images // self.batch_size, 1)
-        return an_epoch, self.iterations if self.iterations is not None else an_epoch * (self.epochs or 0)
-
-    def epochs_of(self, images: int) -> int:
-        """Epochs begun on a training set of that many images."""
-        an_epoch, steps = self.steps(images)
-        return -(-steps // an_epoch)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task as a stack of runs sees it.
-
-    Attributes:
-        number: from 1.
-        images: on the stack's device.
-        order: pixel order of each run, shape (R, pixels), or None for the images as they are.
-    """
-
-    number: int
-    images: ImageSet
-    order: Tensor | None = None
-
-    def inputs(self, pixels: Tensor, dtype: torch.dtype, order: Tensor | None = None) -> Tensor:
-        """uint8 images (..., pixels) as the network takes them, in [0, 1]; `order` broadcasts against the images."""
-        if order is not None:
-            pixels = pixels.gather(-1, order.expand(pixels.shape))
-        return pixels.to(dtype).div_(self.images.scale)
-
-    def batch(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Training inputs (R, B, pixels) and labels (R, B) at an index matrix (R, B)."""
-        order = self.order[:, None] if self.order is not None else None
-        return self.inputs(self.images.train_x[index], dtype, order), self.images.train_y[index]
+# Values of the widest layer an evaluation pass of all runs together: bounds memory, changes nothing else.
+EVALUATED = {"cpu": 2**24, "cuda": 2**28}
 
 
 def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...] = 0) -> Callable[..., Any]:
@@ -135,7 +61,7 @@ class Learner:
         params: stacked parameters, each (R, ...).
         buffers: stacked buffers, each (R, ...).
         recipe: how to train.
-        pixels: values an input, flattened.
+        shape: of one input.
         optimizer_state: one dictionary of tensors a parameter, to continue from; None for a fresh optimiser.
     """
 
@@ -145,10 +71,10 @@ class Learner:
         params: Params,
         buffers: Params,
         recipe: Recipe,
-        pixels: int,
+        shape: tuple[int, ...],
         optimizer_state: dict[str, dict[str, Tensor]] | None = None,
     ) -> None:
-        self.model, self.recipe, self.pixels = model, recipe, pixels
+        self.model, self.recipe, self.shape = model, recipe, shape
         self.runs = len(next(iter(params.values())))
         self.buffers = buffers
         self.params = {k: p.requires_grad_() for k, p in self._laid_out(params).items()}
@@ -162,19 +88,19 @@ class Learner:
             }
 
     @classmethod
-    def fresh(cls, models: list[nn.Module], recipe: Recipe, pixels: int, device: torch.device) -> Learner:
+    def fresh(cls, models: list[nn.Module], recipe: Recipe, shape: tuple[int, ...], device: torch.device) -> Learner:
         """Stack freshly built networks, one a run.
 
         Args:
             models: of equal structure.
             recipe: how to train.
-            pixels: values an input, flattened.
+            shape: of one input.
             device: where.
         """
         params, buffers = torch.func.stack_module_state(models)
         params = {k: p.detach().to(device, recipe.dtype) for k, p in params.items()}
         buffers = {k: b.to(device, recipe.dtype if b.is_floating_point() else b.dtype) for k, b in buffers.items()}
-        return cls(models[0].to(device, recipe.dtype), params, buffers, recipe, pixels)
+        return cls(models[0].to(device, recipe.dtype), params, buffers, recipe, shape)
 
     @property
     def device(self) -> torch.device:
@@ -205,7 +131,7 @@ class Learner:
         }
         params, buffers = stacked(lambda s: {k: p.detach() for k, p in s.params.items()}), stacked(lambda s: s.buffers)
         # A model of its own: stacks may train side by side, and `functional_call` puts values into the module.
-        new = cls(copy.deepcopy(first.model), params, buffers, recipe, first.pixels, state)
+        new = cls(copy.deepcopy(first.model), params, buffers, recipe, first.shape, state)
         new.diverged = torch.stack([s.diverged[row] for s, row in sources])
         return new
 
@@ -235,8 +161,7 @@ class Learner:
 
     def train(
         self,
-        task: Task,
-        index: Callable[[int], Tensor],
+        lesson: Lesson,
         strategy: Strategy,
         state: State,
         hparams: Hparams,
@@ -248,9 +173,8 @@ class Learner:
         """Train every run on one task.
 
         Args:
-            task: what to learn.
-            index: epoch (from 0) -> training images of each step, shape (steps, R, B).
-            strategy: whose penalty and path hook apply to all runs.
+            lesson: what to learn.
+            strategy: whose methods apply to all runs.
             state: the strategy's, stacked.
             hparams: one value a run, each of shape (R,).
             frozen_batchnorm: train in eval mode.
@@ -260,80 +184,157 @@ class Learner:
         Returns:
             The strategy's state after the last step.
         """
-        recipe = self.recipe
-        _, steps = recipe.steps(len(task.images.train_y))
-        epochs = recipe.epochs_of(len(task.images.train_y))
         done = 0
-        for epoch in range(epochs):
-            batches = index(epoch)[: steps - done]
-            total = torch.zeros(self.runs, dtype=recipe.dtype, device=self.device)
-            for batch in batches:
+        for epoch in range(lesson.epochs):
+            total, begun = torch.zeros(self.runs, dtype=self.recipe.dtype, device=self.device), done
+            for batch, draws in lesson.epoch(epoch):
                 # Evaluation after a step leaves the network in eval mode.
                 self.model.train(not frozen_batchnorm)
-                loss, state = self._step(*task.batch(batch, recipe.dtype), strategy, state, hparams)
+                loss, state = self._step(lesson, batch, draws, strategy, state, hparams)
                 total += loss
                 done += 1
                 every_step(done)
             self._note_divergence(total)
-            every_epoch(epoch + 1, epochs, float(total[~self.diverged].mean()) / len(batches))
+            every_epoch(epoch + 1, lesson.epochs, float(total[~self.diverged].mean()) / (done - begun))
         return state
 
-    def _step(self, x: Tensor, y: Tensor, strategy: Strategy, state: State, hparams: Hparams) -> tuple[Tensor, State]:
-        """One optimiser step of every run; returns the task's loss of each, shape (R,), and the strategy's state."""
-        losses = lift(self._loss, self.runs)(self.params, self.buffers, x, y)
-        # Runs share no parameter, so the gradient of the sum is each run's own.
-        task_gradient = torch.autograd.grad(losses.sum(), list(self.params.values()), materialize_grads=True)
-        gradient = dict(zip(self.params, task_gradient, strict=True))
+    def _step(
+        self, lesson: Lesson, batch: Batch, draws: Tensor, strategy: Strategy, state: State, hparams: Hparams
+    ) -> tuple[Tensor, State]:
+        """One optimiser step of every run; returns the loss on data of each, shape (R,), and the strategy's state."""
+        recalled = self._recalled(lesson, batch, draws, strategy, state, hparams)
+        losses, gradient, seen = self._gradient(lesson, batch, recalled, strategy, state, hparams)
         params = {k: p.detach() for k, p in self.params.items()}
+        total = gradient
         if strategy.overrides("penalty"):
             extra = lift(strategy.penalty_gradient, self.runs)(state, params, hparams)
-            gradient = {k: extra[k].add_(g) for k, g in gradient.items()}
+            total = {k: extra[k].add_(g) for k, g in gradient.items()}
         for k, p in self.params.items():
-            g = gradient[k] if gradient[k].stride() == p.stride() else like(p, gradient[k])
+            g = total[k] if total[k].stride() == p.stride() else like(p, total[k])
             self.flat[k].grad = in_memory_order(g)
         if strategy.overrides("after_step"):
             before = {k: p.clone() for k, p in params.items()}
             self.optimizer.step()
             # A copy: a strategy may keep it, and the next step writes into the parameters.
             after = {k: p.clone() for k, p in params.items()}
-            step = Step(before, after, dict(zip(params, task_gradient, strict=True)))
-            state = lift(strategy.after_step, self.runs)(state, step, hparams)
+            state = lift(strategy.after_step, self.runs)(state, Step(before, after, gradient), hparams)
         else:
             self.optimizer.step()
-        return losses.detach(), state
+        if strategy.overrides("observe"):
+            state = lift(strategy.observe, self.runs)(state, batch, seen, hparams)
+        return losses, state
 
-    def _loss(self, params: Params, buffers: Params, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(self._logits(params, buffers, x), y)
+    def _recalled(
+        self, lesson: Lesson, batch: Batch, draws: Tensor, strategy: Strategy, state: State, hparams: Hparams
+    ) -> tuple[Batch, ...]:
+        """The samples that the strategy's memory gives for this step, or nothing."""
+        if not strategy.recalls:
+            return ()
+
+        def one(state: State, draws: Tensor, hparams: Hparams) -> Params:
+            return strategy.recall(state, lesson.task, draws, hparams)
+
+        return (lesson.fetch(lift(one, self.runs)(state, draws, hparams), batch),)
+
+    def _gradient(
+        self,
+        lesson: Lesson,
+        batch: Batch,
+        recalled: tuple[Batch, ...],
+        strategy: Strategy,
+        state: State,
+        hparams: Hparams,
+    ) -> tuple[Tensor, Params, Params]:
+        """Losses on data, shape (R,), their gradients as the strategy combines them, and what it saw on the way."""
+
+        def one(
+            params: Params, buffers: Params, batch: Batch, state: State, hparams: Hparams, *recalled: Batch
+        ) -> tuple[Any, ...]:
+            logits = functools.partial(self._logits, params, buffers)
+            net = Network(logits, self._recorded, lesson.task, lesson.earlier)
+            memory = recalled[0] if recalled else None
+            loss = strategy.loss(net, batch, memory, state, hparams)
+            reference = strategy.reference(net, memory, state, hparams)
+            return loss.value, loss.seen or {}, *([] if reference is None else [reference])
+
+        losses, seen, *references = lift(one, self.runs)(self.params, self.buffers, batch, state, hparams, *recalled)
+        # Runs share no parameter, so the gradient of the sum is each run's own.
+        gradient = self._differentiate(losses, retain_graph=bool(references))
+        for reference in references:
+            gradient = lift(strategy.combine, self.runs)(gradient, self._differentiate(reference), hparams)
+        return losses.detach(), gradient, tree_map(torch.Tensor.detach, seen)
+
+    def _differentiate(self, losses: Tensor, *, retain_graph: bool = False) -> Params:
+        found = torch.autograd.grad(
+            losses.sum(), list(self.params.values()), retain_graph=retain_graph, materialize_grads=True
+        )
+        return dict(zip(self.params, found, strict=True))
 
     def _logits(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             logits: Tensor = functional_call(self.model, (params, buffers), (x,))
         return logits.to(self.recipe.dtype)
 
-    @torch.no_grad()
-    def accuracy(self, task: Task) -> Tensor:
-        """Test accuracy of every run on a task, shape (R,); NaN for diverged runs."""
+    def _recorded(self, values: Params, x: Tensor) -> Tensor:
+        """Outputs of an earlier version of the network, in eval mode; `values` are its parameters and buffers."""
+        mode = self.model.training
         self.model.eval()
-        x, y = task.images.test_x, task.images.test_y
-        chunk = max(EVALUATED // self.runs, 100)
-        correct = torch.zeros(self.runs, dtype=torch.int64, device=self.device)
-        shared = task.order is None
-        logits = lift(self._logits, self.runs, in_dims=(0, 0, None if shared else 0))
-        for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            if task.order is None:
-                inputs = task.inputs(xs, self.recipe.dtype)
-            else:
-                inputs = task.inputs(xs.expand(self.runs, *xs.shape), self.recipe.dtype, task.order[:, None])
-            correct += (logits(self.params, self.buffers, inputs).argmax(-1) == ys).sum(1)
-        accuracy = correct.double() / len(y)
+        try:
+            with torch.no_grad():
+                return self._logits(values, {}, x)
+        finally:
+            self.model.train(mode)
+
+    @torch.no_grad()
+    def accuracy(self, feed: Feed, task: int, trained: int) -> Tensor:
+        """Test accuracy of every run on a task, shape (R,); NaN for diverged runs.
+
+        Args:
+            feed: of this stack.
+            task: numbered from 1.
+            trained: how many tasks were learnt, which decides the outputs that compete.
+        """
+        self.model.eval()
+        active = feed.pool.heads.testing(task, trained).to(self.device)
+        chunk = max(EVALUATED.get(self.device.type, 2**24) // (self._widest * self.runs), 100)
+        correct, count = torch.zeros(2, self.runs, dtype=torch.int64, device=self.device)
+        for x, y in feed.test(task, chunk):
+            shared = None if x.ndim == len(self.shape) + 1 else 0
+            logits = lift(self._logits, self.runs, in_dims=(0, 0, shared))(self.params, self.buffers, x)
+            correct += (masked(logits, active).argmax(-1) == y).sum(1)
+            count += (y >= 0).sum(1)
+        accuracy: Tensor = correct.double() / count
         return accuracy.masked_fill(self.diverged, torch.nan)
 
+    @functools.cached_property
+    def _widest(self) -> int:
+        """Values of the largest output of any layer for one input, the input included."""
+        x = torch.zeros(1, *self.shape, dtype=self.recipe.dtype, device=self.device)
+        return max(x.numel(), *layer_outputs(self.model, x))
+
     @contextmanager
-    def solo(self, run: int) -> Generator[nn.Module, None, None]:
-        """The network of one run, in eval mode, as an ordinary module."""
-        values = {k: v.detach()[run] for k, v in {**self.params, **self.buffers}.items()}
-        self.model.load_state_dict(values)
-        yield self.model.eval()
+    def solo(self, run: int, active: Tensor) -> Generator[nn.Module, None, None]:
+        """The network of one run, in eval mode, as an ordinary module.
+
+        Args:
+            run: its place in the stack.
+            active: outputs that compete, shape (C,), bool; the others are masked.
+
+        Yields:
+            The network, until the context ends.
+        """
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        with torch.no_grad():
+            for k, v in {**self.params, **self.buffers}.items():
+                own[k].copy_(v[run])
+        if active.all():
+            yield self.model.eval()
+            return
+        handle = self.model.register_forward_hook(lambda module, args, logits: masked(logits, active))
+        try:
+            yield self.model.eval()
+        finally:
+            handle.remove()
 
     def _note_divergence(self, loss: Tensor) -> None:
         """A run whose loss, parameters or optimiser state are not finite has diverged, and stays so.
@@ -354,12 +355,34 @@ class Learner:
         Under `vmap` a Linear's weight gradient comes transposed; which layers do what is found by asking for one.
         """
         leaves = {k: p.detach().clone().requires_grad_() for k, p in params.items()}
-        x = torch.zeros(self.runs, 1, self.pixels, dtype=self.recipe.dtype, device=next(iter(leaves.values())).device)
-        y = torch.zeros(self.runs, 1, dtype=torch.int64, device=x.device)
+        device = next(iter(leaves.values())).device
+        x = torch.zeros(self.runs, 1, *self.shape, dtype=self.recipe.dtype, device=device)
+        y = torch.zeros(self.runs, 1, dtype=torch.int64, device=device)
         self.model.eval()  # in train mode BatchNorm would take these zeros into its statistics
-        loss = lift(self._loss, self.runs)(leaves, self.buffers, x, y).sum()
+
+        def one(params: Params, buffers: Params, x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(self._logits(params, buffers, x), y)
+
+        loss = lift(one, self.runs)(leaves, self.buffers, x, y).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return {k: like(g, params[k]) for k, g in zip(params, gradients, strict=True)}
+
+
+def layer_outputs(model: nn.Module, x: Tensor) -> list[int]:
+    """Values that each layer of a network puts out for an input."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: object, y: Tensor) -> None:
+        sizes.append(y.numel())
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            model.eval()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
 
 
 def like(layout: Tensor, value: Tensor) -> Tensor:

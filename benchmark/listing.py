@@ -54,21 +54,37 @@ def _strategies() -> Table:
 def _scenarios() -> Table:
     from benchmark import data, scenarios
 
-    made = _new("scenario", "tasks")
+    made = _new("scenario", "tasks", "options, with their defaults")
     for name, sets in scenarios.SEQUENCES.items():
-        made.add_row(name, ", then ".join(sets))
-    for name, images in scenarios.PERMUTED.items():
-        made.add_row(name, f"{images}, each task after the first with its pixels shuffled; tasks = 5 by default")
-    made.add_row(r'\["a", "b", ...]', f"any sequence of image sets of one shape: {', '.join(data.NAMES)}")
+        made.add_row(name, ", then ".join(sets), "incremental = domain")
+    for kind, (what, images) in _KINDS.items():
+        known = scenarios.KINDS[kind]
+        options = ", ".join(f"{k} = {'a quarter turn' if v is None else v}" for k, v in known.items())
+        for i, name in enumerate(n for n in scenarios.NAMES if n.startswith(f"{kind}-")):
+            made.add_row(name, what if i == 0 else "", options if i == 0 else "")
+        made.add_row(f"{kind} with set = ...", images, "")
+    made.add_row(
+        r'\["a", "b", ...]', f"any sequence of image sets of one shape: {', '.join(data.NAMES)}", "incremental = domain"
+    )
+    made.add_row("", "or of your own: a path of an .npz file, or package.module:function", "")
     return made
+
+
+_KINDS = {
+    "permuted": ("pixels shuffled, by another order each task and seed", "any image set, or one of your own"),
+    "rotated": ("images turned, further each task", "any image set, or one of your own"),
+    "split": ("labels divided among the tasks", "any image set, or one of your own"),
+}
 
 
 def _models() -> Table:
     from benchmark import models
 
-    made = _new("model", "network")
+    made = _new("model", "network", "options, with their defaults")
     for name, build in models.MODELS.items():
-        made.add_row(name, _first_line(build.__doc__))
+        options = ", ".join(f"{k} = {p.default}" for k, p in models.options(name).items())
+        made.add_row(name, _first_line(build.__doc__), options)
+    made.add_row("package.module:factory", "any function of (shape, outputs) that returns an nn.Module", "its own")
     return made
 
 

@@ -23,16 +23,19 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmark import data, models
+from benchmark import data, models, scenarios
 from benchmark.data import ImageSet
 from benchmark.executors import side_by_side, workers_for
-from benchmark.learner import Learner, Recipe, Task
+from benchmark.feed import Feed, Lesson, Pool
+from benchmark.learner import Learner, lift, tree_map
 from benchmark.plan import chunks
-from strategies import EWC, Naive, Params, Strategy, fisher
+from benchmark.recipe import Recipe
+from benchmark.runs import Run
+from strategies import ER, EWC, LwF, Naive, Params, Setting, State, Strategy, fisher
 
 ROUNDS, STEPS, EPOCH = 5, 120, 600
 CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=1)
+RECIPE = Recipe(iterations=STEPS)
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
@@ -56,7 +59,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
 def notebook_loop(images: ImageSet) -> Callable[[], None]:
     """The notebook's training loop as it stands: DataLoader, one run, Adam."""
-    network = models.MlpBN(784, 10).train()
+    network = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     criterion = nn.CrossEntropyLoss()
     loader = DataLoader(_Images(images), batch_size=100, shuffle=True)
@@ -83,19 +86,23 @@ def stacked(images: ImageSet, runs: int, strategy: Strategy) -> Callable[[], obj
     return lambda: list(side_by_side(jobs, workers, threading.Event()))
 
 
-def _stack(images: ImageSet, seeds: list[int], strategy: Strategy) -> tuple[Learner, Task, Strategy]:
-    networks = [models.build("mlp-bn", 784, 10, seed=seed) for seed in seeds]
-    return Learner.fresh(networks, RECIPE, 784, CPU), Task(1, images), strategy
+def _stack(images: ImageSet, seeds: list[int], strategy: Strategy) -> tuple[Learner, Lesson, Strategy]:
+    scenario, model = scenarios.resolve(["mnist", "mnist"]), models.Model("mlp-bn")
+    runs = [Run(scenario, model, RECIPE, strategy, strategy.name, strategy.name, seed) for seed in seeds]
+    feed = Feed(Pool.of(scenario, [images, images], CPU), seeds, RECIPE.dtype)
+    networks = [model.build(images.shape, images.classes, seed=seed) for seed in seeds]
+    # The second task: the first is plain for most strategies.
+    return Learner.fresh(networks, RECIPE, images.shape, CPU), Lesson(feed, 2, runs[0]), strategy
 
 
-def _train(learner: Learner, task: Task, strategy: Strategy) -> None:
+def _train(learner: Learner, lesson: Lesson, strategy: Strategy) -> None:
+    def init(params: Params, buffers: Params) -> State:
+        return strategy.init(params, Setting(2, 10, buffers))
+
     params = {k: p.detach() for k, p in learner.params.items()}
-    state = {name: {k: p.clone() for k, p in params.items()} for name in strategy.init(params)}
+    state = tree_map(torch.clone, lift(init, learner.runs)(params, learner.buffers))
     hparams = {k: torch.ones(learner.runs) for k in strategy.hyperparameters()}
-    learner.model.train()
-    order = torch.randperm(60_000)[: STEPS * 100].view(STEPS, 1, 100).expand(-1, learner.runs, -1)
-    for batch in order:
-        _, state = learner._step(*task.batch(batch, torch.float32), strategy, state, hparams)
+    learner.train(lesson, strategy, state, hparams)
 
 
 def fisher_loop(model: nn.Module, x: Tensor, y: Tensor) -> Params:
@@ -122,9 +129,11 @@ def _median_seconds(subjects: dict[str, Callable[[], object]], rounds: int) -> d
 
 def training(images: ImageSet) -> list[tuple[str, float, float]]:
     """Rows of: what, seconds a run and epoch, times faster than the notebook's loop."""
-    runs = {"1 run": 1, "8 runs": 8, "24 runs": 24, "8 runs, EWC": 8, "24 runs, EWC": 24}
+    counts: list[tuple[int, Strategy]] = [(1, Naive()), (8, Naive()), (24, Naive()), (8, EWC()), (24, EWC())]
+    counts += [(n, strategy) for strategy in (ER(), LwF()) for n in (1, 8)]
+    runs = {f"{n} run{'s' if n > 1 else ''}, {strategy.name}": n for n, strategy in counts}
     subjects: dict[str, Callable[[], object]] = {"the notebook's loop": notebook_loop(images)}
-    subjects |= {name: stacked(images, n, EWC() if "EWC" in name else Naive()) for name, n in runs.items()}
+    subjects |= {name: stacked(images, *each) for name, each in zip(runs, counts, strict=True)}
     found = {name: s * EPOCH / STEPS / runs.get(name, 1) for name, s in _median_seconds(subjects, ROUNDS).items()}
     loop = found["the notebook's loop"]
     return [(name, seconds, loop / seconds) for name, seconds in found.items()]
@@ -132,7 +141,11 @@ def training(images: ImageSet) -> list[tuple[str, float, float]]:
 
 def fisher_rows(images: ImageSet) -> list[tuple[str, float, float]]:
     """Rows of: what, seconds for 60 000 images, times faster than the batch-1 loop."""
-    model, x, y = models.build("mlp-bn", 784, 10, seed=0).eval(), images.train_x.float() / 255, images.train_y
+    model, x, y = (
+        models.Model("mlp-bn").build(images.shape, 10, seed=0).eval(),
+        images.train_x.float() / 255,
+        images.train_y,
+    )
     sample = 600
     subjects: dict[str, Callable[[], object]] = {
         "batch-1 loop (600 images, scaled up)": lambda: fisher_loop(model, x[:sample], y)
@@ -147,16 +160,16 @@ def fisher_rows(images: ImageSet) -> list[tuple[str, float, float]]:
 
 def breakdown(images: ImageSet) -> list[tuple[str, float, float]]:
     """Where a step's time goes: operator, its own milliseconds a run and step, share; stack of 12, EWC, one thread."""
-    learner, task, strategy = _stack(images, list(range(12)), EWC())
+    learner, lesson, strategy = _stack(images, list(range(12)), EWC())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _train(learner, task, strategy)
+        _train(learner, lesson, strategy)
         with (
             _standard_error_shut(),
             torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
         ):
-            _train(learner, task, strategy)
+            _train(learner, lesson, strategy)
     finally:
         torch.set_num_threads(threads)
     events = sorted(profile.key_averages(), key=lambda e: -e.self_cpu_time_total)

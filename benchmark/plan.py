@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
 
-from benchmark import models
 from benchmark.data import ImageSet
 from benchmark.executors import workers_for
-from benchmark.learner import EVALUATED, Recipe
+from benchmark.learner import EVALUATED, layer_outputs
 from benchmark.runs import Run
+from strategies.base import Setting
 
 T = TypeVar("T")
 
@@ -79,21 +78,21 @@ def _listed(sizes: list[int]) -> str:
     return ", ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in counts.items())
 
 
-def make(runs: Iterable[Run], images: ImageSet, device: torch.device, largest: int | None = None) -> Plan:
+def make(runs: Iterable[Run], tasks: Sequence[ImageSet], device: torch.device, largest: int | None = None) -> Plan:
     """Group runs, and split what would not fit in memory.
 
     Args:
         runs: of one scenario.
-        images: of one of its tasks, for the sizes.
+        tasks: images of each of its tasks, for the sizes.
         device: whose free memory counts.
         largest: most runs a stack may hold, whatever the memory; None to decide here.
     """
     runs = list(runs)
     if not runs:
         return Plan((), 0, 0)
-    run_bytes = max(
-        _run_bytes(model, recipe, images) for model, recipe in dict.fromkeys((r.model, r.recipe) for r in runs)
-    )
+    # One run of each kind: float hyperparameters and seeds change no size.
+    kinds = {(r.model, r.recipe, r.strategy.family()): r for r in runs}
+    run_bytes = max(_run_bytes(run, tasks) for run in kinds.values())
     workers = workers_for(device)
     # Half of what is free: caches, the data and evaluation want the rest.
     fitting = max(int(_free_bytes(device) / 2 / run_bytes / workers), 1)
@@ -144,24 +143,19 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1) -> list[Sequence[
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _run_bytes(model: str, recipe: Recipe, images: ImageSet) -> int:
-    """Parameters, gradients, moments, a strategy's anchor and importance, temporaries; activations of a batch."""
-    network = models.build(model, images.train_x.shape[1], images.classes, seed=0).eval()
-    outputs = 0
-
-    def count(module: nn.Module, args: object, y: torch.Tensor) -> None:
-        nonlocal outputs
-        outputs += y.numel()
-
-    for module in network.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        network(torch.zeros(1, images.train_x.shape[1]))
-    values = 9 * sum(p.numel() for p in network.parameters()) + 4 * recipe.batch_size * (
-        outputs + images.train_x.shape[1]
-    )
-    return values * (8 if recipe.precision == "float64" else 4) + EVALUATED * outputs * 4 // 1000
+def _run_bytes(run: Run, tasks: Sequence[ImageSet]) -> int:
+    """Parameters, gradients, moments and temporaries; the strategy's state; activations of a batch."""
+    shape, outputs = tasks[0].shape, run.scenario.heads(tasks).outputs
+    network = run.model.build(shape, outputs, seed=0)
+    params = {k: p.detach() for k, p in network.named_parameters()}
+    buffers = dict(network.named_buffers())
+    state = run.strategy.init(params, Setting(len(tasks), outputs, buffers))
+    kept = sum(v.numel() for part in state.values() for v in part.values())
+    x = torch.zeros(1, *shape)
+    layers = sum(layer_outputs(network, x)) + x.numel()
+    batch = run.recipe.batch_size + run.strategy.recalls
+    values = 7 * sum(p.numel() for p in params.values()) + kept + 4 * batch * layers
+    return values * (8 if run.recipe.precision == "float64" else 4) + EVALUATED["cpu"] // 1000
 
 
 def _free_bytes(device: torch.device) -> int:

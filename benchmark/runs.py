@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.data import ImageSet
 from benchmark.keys import digest
-from benchmark.learner import Recipe
+from benchmark.models import Model
+from benchmark.recipe import Recipe
 from benchmark.scenarios import Scenario
 from strategies import registry
 from strategies.base import Strategy
 
-NUMERICS = 1  # raised when a change of the code changes results, so that old results are not taken for new ones
+NUMERICS = 2  # raised when a change of the code changes results, so that old results are not taken for new ones
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Run:
 
     Attributes:
         scenario: the tasks.
-        model: name of the network.
+        model: the network.
         recipe: how every task is trained.
         strategy: with its hyperparameters.
         strategy_name: what the registry knows the strategy by.
@@ -34,7 +37,7 @@ class Run:
     """
 
     scenario: Scenario
-    model: str
+    model: Model
     recipe: Recipe
     strategy: Strategy
     strategy_name: str
@@ -48,7 +51,7 @@ class Run:
             {
                 "numerics": NUMERICS,
                 "scenario": self.scenario.spec(),
-                "model": self.model,
+                "model": self.model.spec(),
                 "recipe": dataclasses.asdict(self.recipe),
                 "strategy": self.strategy_name,
                 "options": self.strategy.options(),
@@ -64,14 +67,31 @@ class Run:
             return ""
         # Freezing BatchNorm begins after the first task.
         recipe = dataclasses.asdict(dataclasses.replace(self.recipe, batchnorm="update"))
-        return digest([NUMERICS, self.scenario.spec(), self.model, recipe, self.seed])
+        return digest([NUMERICS, self.scenario.spec(), self.model.spec(), recipe, self.seed])
+
+    def steps(self, task: int, tasks: Sequence[ImageSet]) -> tuple[int, int]:
+        """Optimiser steps an epoch and in all.
+
+        Args:
+            task: numbered from 1.
+            tasks: images of each task.
+        """
+        sources = self.strategy.trains_on(task)
+        images = sum(self.scenario.size(j, tasks[j - 1]) for j in sources)
+        an_epoch, steps = self.recipe.steps(images, len(sources))
+        return an_epoch, steps if self.strategy.learns(task) else 0
+
+    def epochs(self, task: int, tasks: Sequence[ImageSet]) -> int:
+        """Epochs begun; arguments as for `steps`."""
+        an_epoch, steps = self.steps(task, tasks)
+        return -(-steps // an_epoch)
 
     def fields(self) -> dict[str, Any]:
         """Every hyperparameter and recipe field, flat, as tables and trackers show them."""
         return {
             "scenario": self.scenario.name,
             "incremental": self.scenario.incremental,
-            "model": self.model,
+            "model": self.model.label,
             "strategy_name": self.strategy_name,
             **self.strategy.options(),
             **dataclasses.asdict(self.recipe),

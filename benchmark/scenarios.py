@@ -1,12 +1,16 @@
-"""Task sequences by name. One head of `classes` outputs serves every task: all are domain-incremental."""
+"""Task sequences by name: which images, labels, pixels and outputs make up each task of a run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmark import data
@@ -14,9 +18,85 @@ from benchmark.data import ImageSet
 from benchmark.keys import generator
 from strategies.registry import did_you_mean
 
+Incremental = Literal["task", "domain", "class"]
+
 SEQUENCES: dict[str, tuple[str, ...]] = {"mnist-fashion": ("mnist", "fashion-mnist")}
-PERMUTED: dict[str, str] = {"permuted-digits": "digits"}
-NAMES = (*SEQUENCES, *PERMUTED)
+KINDS: dict[str, dict[str, Any]] = {
+    "permuted": {"incremental": "domain", "tasks": 5, "first": "plain"},
+    "rotated": {"incremental": "domain", "tasks": 5, "angles": None},
+    "split": {"incremental": "class", "tasks": 5, "class_order": "fixed"},
+}
+"""What `<kind>-<image set>` stands for: the options of each kind with their defaults."""
+NAMES = (
+    *SEQUENCES,
+    *(f"permuted-{images}" for images in ("mnist", "digits")),
+    "rotated-mnist",
+    *(f"split-{images}" for images in ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")),
+)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Which outputs belong to which task. Tasks of a domain-incremental scenario share all outputs.
+
+    Attributes:
+        incremental: type of the scenario.
+        blocks: outputs of each task, from the first to the one after the last.
+    """
+
+    incremental: Incremental
+    blocks: tuple[tuple[int, int], ...]
+
+    @property
+    def outputs(self) -> int:
+        """Of the network."""
+        return max(end for _, end in self.blocks)
+
+    def training(self, task: int) -> Tensor:
+        """Outputs that compete for a sample of each task while a task trains, shape (T, C), bool."""
+        return torch.stack([self._competing(j, task) for j in range(1, len(self.blocks) + 1)])
+
+    def testing(self, task: int, trained: int) -> Tensor:
+        """Outputs that compete for test samples of a task once `trained` tasks were learnt, shape (C,), bool.
+
+        Class-incremental: those of all tasks up to the later of the two, so that a task not yet learnt has a chance.
+        """
+        return self._competing(task, max(task, trained))
+
+    def earlier(self, task: int) -> Tensor:
+        """Groups of outputs that tasks before this one use, shape (G, C), bool; see `strategies.Network.earlier`."""
+        if task == 1:
+            return torch.zeros(0, self.outputs, dtype=torch.bool)
+        if self.incremental == "task":
+            return torch.stack([self._outputs([j]) for j in range(1, task)])
+        return self._outputs(range(1, task))[None]
+
+    def _competing(self, task: int, trained: int) -> Tensor:
+        return self._outputs([task] if self.incremental == "task" else range(1, trained + 1))
+
+    def _outputs(self, tasks: Sequence[int]) -> Tensor:
+        mask = torch.zeros(self.outputs, dtype=torch.bool)
+        for task in tasks:
+            start, end = self.blocks[task - 1]
+            mask[start:end] = True
+        return mask if self.incremental != "domain" else torch.ones_like(mask)
+
+
+@dataclass(frozen=True)
+class View:
+    """A task as one run sees it; None stands for everything as it is.
+
+    Attributes:
+        train: which training images of its set belong to it, shape (N,).
+        test: which test images, shape (M,); in a scenario with `validation`, which training images it is tested on.
+        labels: the output that is right for each label of its set, shape (labels,); -1 for labels of other tasks.
+        order: where each pixel comes from, shape (values,).
+    """
+
+    train: Tensor | None = None
+    test: Tensor | None = None
+    labels: Tensor | None = None
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -26,14 +106,25 @@ class Scenario:
     Attributes:
         name: for people.
         sets: the image set of each task.
-        permuted: whether each task after the first shuffles the pixels, by an order of its own drawn per seed.
+        incremental: `task`: the task is known when a sample is classified, each has a head of its own; `domain`: it is
+            not, all share one head; `class`: it is not, each has outputs of its own which compete with earlier tasks'.
+        permuted: the tasks whose pixels are shuffled, by an order of their own drawn per seed: `no`, `later` (all but
+            the first) or `all`.
+        angles: degrees by which each task's images are turned; empty for none.
+        split: whether the tasks divide the labels of their set among them.
+        class_order: which labels make up a task: `fixed`, in the order of the labels, or `shuffled` per seed.
+        validation: share of each label's training images, drawn per seed, that is not trained on but tested on, in
+            place of the test images: for choosing hyperparameters. 0: all are trained on, and test images tested on.
     """
 
     name: str
     sets: tuple[str, ...]
-    permuted: bool = False
-
-    incremental: ClassVar[str] = "domain"
+    incremental: Incremental = "domain"
+    permuted: Literal["no", "later", "all"] = "no"
+    angles: tuple[float, ...] = ()
+    split: bool = False
+    class_order: Literal["fixed", "shuffled"] = "fixed"
+    validation: float = 0.0
 
     @property
     def tasks(self) -> int:
@@ -42,9 +133,83 @@ class Scenario:
 
     def spec(self) -> dict[str, Any]:
         """What determines the tasks, for run keys."""
-        spec = asdict(self)
+        spec = dataclasses.asdict(self)
         del spec["name"]
-        return spec
+        return spec | {"data": {name: data.fingerprint(name) for name in dict.fromkeys(self.sets)}}
+
+    def heads(self, images: Sequence[ImageSet]) -> Heads:
+        """Outputs of each task.
+
+        Args:
+            images: the set of each task.
+
+        Raises:
+            ValueError: the labels do not divide evenly among the tasks.
+        """
+        sizes = [self._share(each.classes) for each in images]
+        if self.incremental == "domain":
+            return Heads(self.incremental, ((0, max(sizes)),) * len(sizes))
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return Heads(self.incremental, tuple((end - size, end) for end, size in zip(ends, sizes, strict=True)))
+
+    def size(self, task: int, images: ImageSet) -> int:
+        """Training images of a task, by which steps are counted: the same for all seeds.
+
+        Where the order of the classes is shuffled, tasks differ in size from seed to seed; then it is the set's size
+        divided by the number of tasks, so that all runs of a stack take as many steps.
+
+        Args:
+            task: numbered from 1.
+            images: its set.
+        """
+        counts = images.train_y.cpu().bincount(minlength=images.classes)
+        counts = counts - self._held_out(counts)
+        if not self.split:
+            return int(counts.sum())
+        if self.class_order == "shuffled":
+            return round(int(counts.sum()) / self.tasks)
+        return int(counts[self._classes(task, 0, images.classes)].sum())
+
+    def view(self, task: int, seed: int, images: ImageSet, heads: Heads) -> View:
+        """A task as the run of a seed sees it, on the CPU.
+
+        Args:
+            task: numbered from 1.
+            seed: of the run.
+            images: the task's set.
+            heads: of this scenario.
+        """
+        start, _ = heads.blocks[task - 1]
+        order = self.pixel_order(task, seed, images.train_x.shape[1])
+        if not self.split:
+            # Labels are outputs as they are where the head is shared, or is the first.
+            labels = torch.arange(images.classes) + start if start else None
+            return View(*self._rows(seed, images), labels, order)
+        classes = self._classes(task, seed, images.classes)
+        labels = torch.full((images.classes,), -1)
+        labels[classes] = torch.arange(len(classes)) + start
+        return View(*self._rows(seed, images, classes), labels, order)
+
+    def _rows(self, seed: int, images: ImageSet, classes: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Which images are trained and which tested on, of those labels; None for all."""
+        y, test_y = images.train_y.cpu(), images.test_y.cpu()
+        if not self.validation:
+            if classes is None:
+                return None, None
+            return torch.isin(y, classes).nonzero().flatten(), torch.isin(test_y, classes).nonzero().flatten()
+        # One draw a set, so that tasks of the same images agree on which are never trained on.
+        random, held = generator(seed, "validation", images.name), torch.zeros(len(y), dtype=torch.bool)
+        for label, count in enumerate(self._held_out(y.bincount(minlength=images.classes)).tolist()):
+            rows = (y == label).nonzero().flatten()
+            held[rows[torch.randperm(len(rows), generator=random)[:count]]] = True
+        mine = torch.ones_like(held) if classes is None else torch.isin(y, classes)
+        return (mine & ~held).nonzero().flatten(), (mine & held).nonzero().flatten()
+
+    def _held_out(self, counts: Tensor) -> Tensor:
+        """Validation images of each label, of so many training images: at least one where there are two."""
+        if not self.validation:
+            return torch.zeros_like(counts)
+        return (counts * self.validation).round().long().clamp(min=1).minimum((counts - 1).clamp(min=0))
 
     def pixel_order(self, task: int, seed: int, pixels: int) -> Tensor | None:
         """Where each pixel of a task comes from, shape (pixels,); None for the image as it is.
@@ -54,60 +219,128 @@ class Scenario:
             seed: of the run.
             pixels: values an image.
         """
-        if not self.permuted or task == 1:
+        if self.permuted == "no" or (self.permuted == "later" and task == 1):
             return None
         return torch.randperm(pixels, generator=generator(seed, "pixels", task))
+
+    def _share(self, classes: int) -> int:
+        if not self.split:
+            return classes
+        if classes % self.tasks:
+            raise ValueError(
+                f"scenario {self.name!r}: {classes} labels do not divide evenly among {self.tasks} tasks; "
+                f"choose tasks = {', '.join(str(n) for n in range(1, classes + 1) if classes % n == 0)}"
+            )
+        return classes // self.tasks
+
+    def _classes(self, task: int, seed: int, classes: int) -> Tensor:
+        """The labels that make up a task of a split set, in the order of their outputs."""
+        share, order = self._share(classes), torch.arange(classes)
+        if self.class_order == "shuffled":
+            order = torch.randperm(classes, generator=generator(seed, "classes"))
+        return order[(task - 1) * share : task * share]
 
 
 def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
     """A scenario from an experiment file.
 
     Args:
-        spec: a name; a list of image sets; or a table of `name` and the scenario's options.
+        spec: a name; a list of image sets; or a table of `name` (or `sets`, or a kind and a `set`) and options.
 
     Raises:
-        ValueError: unknown name, set or option, or no task.
+        ValueError: unknown name, set or option, a value out of bounds, or no task.
     """
     if isinstance(spec, list):
-        return _sequence("-".join(spec), tuple(spec))
+        return _sequence("", spec, {})
     table = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = table.pop("name", None)
-    sets: object = table.get("sets", [])
-    if not isinstance(sets, list) or not all(isinstance(entry, str) for entry in sets):
-        raise ValueError(f"sets: expected a list of image sets, got {sets!r}")
     if not isinstance(name, str | type(None)):
         raise ValueError(f"name: expected the name of a scenario, got {name!r}")
-    if name is None and "sets" in table:
-        return _sequence("-".join(table["sets"]), tuple(table.pop("sets")), table)
+    if "sets" in table and name not in KINDS:
+        return _sequence(name or "", table.pop("sets"), table)
     if name in SEQUENCES:
-        return _sequence(name, SEQUENCES[name], table)
-    if name in PERMUTED:
-        return _permuted(name, table)
-    raise ValueError(f"unknown scenario {name!r}{did_you_mean(name, NAMES)} (forgetbench list scenarios)")
+        return _sequence(name, list(SEQUENCES[name]), table)
+    kind, _, images = (name or "").partition("-")
+    if kind in KINDS and not images and "set" in table:
+        images = table.pop("set")
+        if not isinstance(images, str):
+            raise ValueError(
+                f"set: expected an image set, a path of an .npz file or package.module:function, got {images!r}"
+            )
+        # A path or an import path makes a poor name.
+        name = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(images).stem)}"
+    if name is None or kind not in KINDS or not images:
+        raise ValueError(f"unknown scenario {name!r}{did_you_mean(name, NAMES)} (forgetbench list scenarios)")
+    if name not in NAMES and images not in data.NAMES and ":" not in images and not images.endswith(".npz"):
+        raise ValueError(
+            f"unknown scenario {name!r}{did_you_mean(name, NAMES) or _of_what(kind)} (forgetbench list scenarios)"
+        )
+    return _of_kind(kind, name, images, table)
 
 
-def _sequence(name: str, sets: tuple[str, ...], rest: dict[str, Any] | None = None) -> Scenario:
-    _no_more(name, rest or {}, ())
+def _of_what(kind: str) -> str:
+    return f"; {kind}- takes an image set: {', '.join(data.NAMES)}"
+
+
+def _sequence(name: str, sets: object, options: dict[str, Any]) -> Scenario:
+    if not isinstance(sets, list) or not all(isinstance(entry, str) for entry in sets):
+        raise ValueError(f"sets: expected a list of image sets, got {sets!r}")
+    name = name or "-".join(Path(entry).stem if entry.endswith(".npz") else entry for entry in sets)
+    chosen = _chosen(name, options, {"incremental": "domain"})
     if not sets:
         raise ValueError("expected at least one image set, got an empty list")
     for entry in sets:
-        if entry not in data.NAMES:
-            raise ValueError(f"unknown image set {entry!r}{did_you_mean(entry, data.NAMES)} (forgetbench list data)")
-    return Scenario(name, sets)
+        data.check_name(entry)
+    return Scenario(name, tuple(sets), chosen["incremental"])
 
 
-def _permuted(name: str, options: dict[str, Any]) -> Scenario:
-    tasks = options.pop("tasks", 5)
-    _no_more(name, options, ("tasks",))
-    if not isinstance(tasks, int) or isinstance(tasks, bool) or tasks < 1:
-        raise ValueError(f"tasks: expected a whole number >= 1, got {tasks!r}")
-    return Scenario(name, (PERMUTED[name],) * tasks, permuted=True)
+def _of_kind(kind: str, name: str, images: str, options: dict[str, Any]) -> Scenario:
+    data.check_name(images)
+    known = KINDS[kind] | ({"tasks": 10} if images == "cifar100" and kind == "split" else {})
+    if isinstance(options.get("angles"), list):
+        options.setdefault("tasks", len(options["angles"]))
+    chosen = _chosen(name, options, known)
+    tasks, sets = chosen["tasks"], (images,) * chosen["tasks"]
+    if kind == "permuted":
+        return Scenario(name, sets, chosen["incremental"], {"plain": "later", "permuted": "all"}[chosen["first"]])  # type: ignore[arg-type]
+    if kind == "rotated":
+        # By default from upright to a quarter turn less one step, so that no two tasks are alike.
+        angles = chosen["angles"] if chosen["angles"] is not None else [90.0 * i / tasks for i in range(tasks)]
+        if len(angles) != tasks:
+            raise ValueError(f"angles: expected one a task, {tasks}, got {len(angles)}")
+        return Scenario(name, sets, chosen["incremental"], angles=tuple(map(float, angles)))
+    return Scenario(name, sets, chosen["incremental"], split=True, class_order=chosen["class_order"])
 
 
-def _no_more(name: str, rest: dict[str, Any], known: tuple[str, ...]) -> None:
-    if rest:
-        takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise ValueError(f"scenario {name!r}: unknown option {next(iter(rest))!r}; {takes}")
+def _chosen(name: str, options: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Options with their defaults.
+
+    Args:
+        name: of the scenario.
+        options: as written.
+        known: what it takes, with defaults.
+
+    Raises:
+        ValueError: unknown option, or not a value of it.
+    """
+    for option, value in options.items():
+        if option not in known:
+            hint = did_you_mean(option, known) or f"; it takes {', '.join(known)}"
+            raise ValueError(f"scenario {name!r}: unknown option {option!r}{hint}")
+        choices: tuple[str, ...] = {
+            "incremental": get_args(Incremental),
+            "first": ("plain", "permuted"),
+            "class_order": ("fixed", "shuffled"),
+        }.get(option, ())
+        if choices and value not in choices:
+            raise ValueError(f"{option}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+        if option == "tasks" and (type(value) is not int or value < 1):
+            raise ValueError(f"tasks: expected a whole number >= 1, got {value!r}")
+        if option == "angles" and not (
+            isinstance(value, list) and value and all(type(v) in {int, float} and abs(v) <= 360 for v in value)
+        ):
+            raise ValueError(f"angles: expected a list of degrees, one a task, got {value!r}")
+    return known | options
 
 
 def load(scenario: Scenario, data_dir: Path | None = None, say: data.Say = lambda line: None) -> list[ImageSet]:
@@ -119,11 +352,51 @@ def load(scenario: Scenario, data_dir: Path | None = None, say: data.Say = lambd
         say: as for `data.load`.
 
     Raises:
-        ValueError: the sets have images of different sizes, which one network cannot take.
+        ValueError: the sets have images of different sizes or kinds, which one network cannot take, or labels that do
+            not divide among the tasks.
     """
     sets = {name: data.load(name, data_dir, say) for name in dict.fromkeys(scenario.sets)}
-    shapes = {name: images.shape for name, images in sets.items()}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"scenario {scenario.name!r}: all tasks need images of one shape, got {listed}")
-    return [sets[name] for name in scenario.sets]
+    for what in ("shape", "scale"):
+        found = {name: getattr(images, what) for name, images in sets.items()}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise ValueError(f"scenario {scenario.name!r}: all tasks need images of one {what}, got {listed}")
+    tasks = [sets[name] for name in scenario.sets]
+    if scenario.angles:
+        tasks = [turned(images, angle) for images, angle in zip(tasks, scenario.angles, strict=True)]
+    scenario.heads(tasks)
+    return tasks
+
+
+def turned(images: ImageSet, angle: float) -> ImageSet:
+    """The same images turned counter-clockwise about their middle, bilinear, black outside.
+
+    Args:
+        images: of shape (channels, height, width).
+        angle: degrees.
+
+    Raises:
+        ValueError: these are not images.
+    """
+    if angle % 360 == 0:
+        return images
+    if len(images.shape) != 3:
+        raise ValueError(f"{images.name}: only images can be turned, got inputs of shape {images.shape}")
+    radians = torch.deg2rad(torch.tensor(float(angle)))
+    cos, sin = radians.cos(), radians.sin()
+    _, height, width = images.shape
+    # Normalised coordinates: a square in them is stretched to the image's sides.
+    theta = torch.stack(
+        [torch.stack([cos, -sin * height / width, cos * 0]), torch.stack([sin * width / height, cos, cos * 0])]
+    )
+
+    def turn(x: Tensor) -> Tensor:
+        parts = []
+        for part in x.split(10_000):
+            pixels = part.view(-1, *images.shape).float()
+            grid = F.affine_grid(theta.expand(len(part), 2, 3), list(pixels.shape), align_corners=False)
+            found = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            parts.append((found.round() if x.dtype == torch.uint8 else found).to(x.dtype).flatten(1))
+        return torch.cat(parts)
+
+    return dataclasses.replace(images, train_x=turn(images.train_x), test_x=turn(images.test_x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from benchmark.data import ImageSet
     from benchmark.plan import Plan
+    from benchmark.runs import Run
+    from strategies.base import Params
+    from strategies.conformance import Case
 
 
 PLAIN_EVERY = 5.0  # seconds between lines where the output is not a terminal
@@ -99,6 +102,9 @@ class Monitor:
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip
 
+    def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
+        """Nothing to show: the next stack says its name."""
+
     def _show(self, now: str) -> None:
         if self._all is not None:
             self._progress.update(self._all, now=f"{self._current.get(threading.get_ident(), '')}: {now}")
@@ -108,10 +114,10 @@ def _run_epochs(plan: Plan, tasks: list[ImageSet]) -> int:
     """Epochs of all runs together, trunks included."""
     total = 0
     for group in plan.groups:
-        recipe = group.stacks[0][0].recipe
-        epochs = [recipe.epochs_of(len(images.train_y)) for images in tasks]
-        total += len(group.seeds) * epochs[0]
-        total += sum(map(len, group.stacks)) * sum(epochs[1:] if group.seeds else epochs)
+        for stack in group.stacks:
+            epochs = [stack[0].epochs(task, tasks) for task in range(1, len(tasks) + 1)]
+            total += len(stack) * sum(epochs[1:] if group.seeds else epochs)
+        total += len(group.seeds) * group.stacks[0][0].epochs(1, tasks)
     return total
 
 
@@ -152,3 +158,38 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
 def plain(console: Console) -> Callable[[str], None]:
     """A `say` that prints lines as they are."""
     return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def verdicts(console: Console, cases: Sequence[Case]) -> int:
+    """Run checks of a strategy and say what came of each.
+
+    Args:
+        console: where to.
+        cases: from `strategies.conformance.cases`.
+
+    Returns:
+        How many failed.
+    """
+    from strategies import conformance
+
+    counts, variant = {"ok": 0, "failed": 0, "skipped": 0}, ""
+    for case in cases:
+        if (name := conformance.label(case.strategy)) != variant:
+            variant = name
+            console.print(name, style="bold", highlight=False, markup=False)
+        verdict, reason = "ok", ""
+        try:
+            case.run()
+        except conformance.Inapplicable as skipped:
+            verdict, reason = "skipped", f" ({skipped})"
+        except conformance.Failed as failure:
+            verdict, reason = "failed", f"\n           {failure}"
+        except Exception as error:  # whatever the strategy's own code raises
+            verdict, reason = "failed", f"\n           {type(error).__name__}: {error}"
+        counts[verdict] += 1
+        style = {"ok": "green", "failed": "red", "skipped": "dim"}[verdict]
+        console.print(f"  {verdict:8}", style=style, end="")
+        console.print(f" {case.title}{reason}", highlight=False, markup=False, soft_wrap=True)
+    listed = f"{counts['ok']} ok, {counts['failed']} failed, {counts['skipped']} not applicable"
+    console.print(listed, highlight=False)
+    return counts["failed"]

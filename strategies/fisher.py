@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strategies.base import Params
-from strategies.persample import squared_gradients
+from strategies.base import MASKED, Params
+from strategies.persample import check_samples_apart, squared_gradients
 
 Estimator = Literal["exact", "sampled", "empirical", "batched", "notebook"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
@@ -61,18 +61,18 @@ def diagonal(
     Raises:
         ValueError: unknown estimator, missing or misshapen labels, no samples, or a layer that mixes samples.
     """
-    _check(model, x, y, estimator, samples)
-    labels = torch.empty(0) if y is None else y
-    with _evaluating(model):
+    check(model, x, y, estimator, samples)
+    given = torch.empty(0) if y is None else y
+    with evaluating(model):
         if estimator == "exact":
             return _exact(model, x, batch_size or CHUNK)
         if estimator == "sampled":
             return _sampled(model, x, batch_size or CHUNK, samples, generator)
         if estimator == "empirical":
-            return _empirical(model, x, labels, batch_size or CHUNK)
+            return _empirical(model, x, given, batch_size or CHUNK)
         if estimator == "batched":
-            return _batched(model, x, labels, batch_size or 100)
-        return _notebook(model, x, labels, batch_size or 100)
+            return _batched(model, x, given, batch_size or 100)
+        return _notebook(model, x, given, batch_size or 100)
 
 
 def _log_likelihood(logits: Tensor, y: Tensor) -> Tensor:
@@ -89,28 +89,45 @@ def _empirical(model: nn.Module, x: Tensor, y: Tensor, chunk: int) -> Params:
 
 
 def _exact(model: nn.Module, x: Tensor, chunk: int) -> Params:
-    classes = _probabilities(model, x[:1], 1).shape[1]
-
     def weighted(logits: Tensor, y: Tensor) -> Tensor:
         # √p outside the gradient: its square weighs class y by p(y|x).
         log_p = _log_likelihood(logits, y)
         return log_p.detach().mul(0.5).exp() * log_p
 
     total: Params = {}
-    for c in range(classes):
+    for c in _competing(model, x):
         y = torch.full((len(x),), c, device=x.device)
         part = squared_gradients(model, x, y, weighted, chunk=chunk)
         total = {k: total[k] + v for k, v in part.items()} if total else part
     return _mean(total, len(x))
 
 
+@torch.no_grad()
+def _competing(model: nn.Module, x: Tensor) -> list[int]:
+    """Outputs that are not masked: the others have no probability, so no part in an expectation."""
+    active = model(x[:1])[0] > MASKED / 2
+    return [c for c in range(len(active)) if active[c]]
+
+
 def _sampled(model: nn.Module, x: Tensor, chunk: int, samples: int, generator: torch.Generator | None) -> Params:
-    # Inverse transform sampling: the draws do not depend on the chunk, and hardly on the device.
-    cumulative = _probabilities(model, x, chunk).double().cumsum(1)
-    uniform = torch.rand(samples, len(x), 1, dtype=torch.float64, generator=generator).to(x.device)
-    drawn = (uniform * cumulative[:, -1:] >= cumulative).sum(2).clamp(max=cumulative.shape[1] - 1)
+    uniform = torch.rand(samples, len(x), dtype=torch.float64, generator=generator).to(x.device)
+    drawn = labels(_probabilities(model, x, chunk), uniform)
     parts = [squared_gradients(model, x, y, _log_likelihood, chunk=chunk) for y in drawn]
     return {k: torch.stack([p[k] for p in parts]).sum(0) / (samples * len(x)) for k in parts[0]}
+
+
+def labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Labels drawn by inverse transform sampling, which hardly depends on the device.
+
+    Args:
+        probabilities: shape (N, C).
+        uniform: in [0, 1), shape (draws, N), float64.
+
+    Returns:
+        Shape (draws, N), int64.
+    """
+    cumulative = probabilities.double().cumsum(1)
+    return (uniform[..., None] * cumulative[:, -1:] >= cumulative).sum(2).clamp(max=cumulative.shape[1] - 1)
 
 
 def _batched(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Params:
@@ -150,7 +167,8 @@ def _probabilities(model: nn.Module, x: Tensor, chunk: int) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Generator[None, None, None]:
+def evaluating(model: nn.Module) -> Generator[None, None, None]:
+    """Eval mode for a while; every layer is then left in the mode it came in."""
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -160,7 +178,19 @@ def _evaluating(model: nn.Module) -> Generator[None, None, None]:
             module.training = mode
 
 
-def _check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples: int) -> None:
+def check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples: int) -> None:
+    """Refuse arguments of `diagonal` that make no sense together.
+
+    Args:
+        model: as there, like the others.
+        x: inputs.
+        y: labels.
+        estimator: name.
+        samples: labels drawn a sample.
+
+    Raises:
+        ValueError: with what was expected and what came.
+    """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if len(x) == 0:
@@ -171,8 +201,4 @@ def _check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, sample
         raise ValueError(f"y: expected shape ({len(x)},), one label a sample, got {tuple(y.shape)}")
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
-            raise ValueError(
-                f"layer {name!r} normalises by its own batch even in eval mode, so no gradient is one sample's"
-            )
+    check_samples_apart(model)

@@ -13,3 +13,4 @@ class Naive(Strategy):
     """Fine-tuning on each task in turn, McCloskey & Cohen 1989."""
 
     name: ClassVar[str] = "naive"
+    protects: ClassVar[bool] = False

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from strategies.base import Hparams, Params, State, Strategy, hyper, option
+from strategies.base import Hparams, Params, Setting, State, Strategy, hyper, option
 
 
 def penalty(params: Params, importance: Params, anchor: Params, lam: Tensor) -> Tensor:
@@ -33,7 +33,8 @@ def separate(importance: Params, anchor: Params, new: Params, params: Params) ->
     total = {k: importance[k] + new[k] for k in new}
     # Where nothing is important the anchor has no effect; the latest θ keeps it finite.
     weight = {k: torch.where(total[k] > 0, new[k] / total[k], torch.ones_like(total[k])) for k in new}
-    return total, {k: anchor[k] + weight[k] * (params[k] - anchor[k]) for k in new}
+    # `lerp` is exact at both ends: an anchor that is θ but for rounding is a pull that Adam blows up to full steps.
+    return total, {k: torch.lerp(anchor[k], params[k], weight[k]) for k in new}
 
 
 def online(importance: Params, new: Params, params: Params, decay: Tensor) -> tuple[Params, Params]:
@@ -58,7 +59,7 @@ class Quadratic(Strategy):
             return super().family()
         return ("quadratic", self.accumulate, self.hyperparameters())
 
-    def init(self, params: Params) -> State:
+    def init(self, params: Params, setting: Setting) -> State:
         """Zero importance, so a zero penalty, until the first task is consolidated."""
         zeros = {k: torch.zeros_like(p) for k, p in params.items()}
         return {"importance": zeros, "anchor": {k: p.clone() for k, p in zeros.items()}}

@@ -9,13 +9,24 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
+from strategies.agem import AGEM
 from strategies.base import Strategy
+from strategies.derpp import DERpp
+from strategies.er import ER
 from strategies.ewc import EWC
+from strategies.ewc_kfac import EWCKfac
+from strategies.frozen import Frozen
+from strategies.joint import Joint
 from strategies.l2 import L2
+from strategies.lwf import LwF
+from strategies.mas import MAS
 from strategies.naive import Naive
+from strategies.rwalk import RWalk
+from strategies.si import SI
 
 GROUP = "forgetbench.strategies"
-BUILT_IN: dict[str, type[Strategy]] = {cls.name: cls for cls in (Naive, L2, EWC)}
+_CLASSES = (Naive, Joint, Frozen, L2, EWC, EWCKfac, SI, MAS, RWalk, LwF, ER, DERpp, AGEM)
+BUILT_IN: dict[str, type[Strategy]] = {cls.name: cls for cls in _CLASSES}
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmark import harness, plan, scenarios
-from benchmark.learner import Recipe
+from benchmark.models import Model
+from benchmark.recipe import Recipe
 from benchmark.runs import Result, Run
 from strategies import Naive, Strategy
 
@@ -30,11 +31,11 @@ def make_run(strategy: Strategy | None = None, *, seed: int = 0, tasks: int = 2,
     scenario = scenarios.resolve({"name": "permuted-digits", "tasks": tasks})
     strategy = strategy or Naive()
     label = f"{strategy.name}{strategy.options()}"
-    return Run(scenario, "mlp-bn", dataclasses.replace(QUICK, **recipe), strategy, strategy.name, label, seed)
+    return Run(scenario, Model("mlp-bn"), dataclasses.replace(QUICK, **recipe), strategy, strategy.name, label, seed)
 
 
 def execute(*runs: Run, largest: int | None = None) -> dict[str, Result]:
     """Results by run key."""
     tasks = scenarios.load(runs[0].scenario)
-    made = plan.make(runs, tasks[0], CPU, largest)
+    made = plan.make(runs, tasks, CPU, largest)
     return {r.run.key: r for stack in harness.execute(made, tasks, CPU) for r in stack}

@@ -19,7 +19,10 @@ ALLOWED = {
 }
 SHELL = {"benchmark.cli", "benchmark.terminal"}  # put everything together, importing where it is used
 HEAVY = {"pydantic", "typer", "rich", "mlflow", "pandas", "seaborn", "matplotlib", "optuna", "scipy", "sklearn"}
-CORE = ("data", "scenarios", "models", "learner", "harness", "plan", "executors", "runs", "metrics", "results", "keys")
+CORE = (
+    "data", "own_data", "sources", "scenarios", "feed", "networks", "stackable", "models", "recipe", "learner", "harness",
+    "plan", "executors", "runs", "metrics", "results", "keys",
+)  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmark import config
 from benchmark.config import ConfigError
+from benchmark.models import Model
 from strategies import EWC, L2, Naive
 
 BASE: dict[str, Any] = {
@@ -75,7 +76,7 @@ def test_defaults_fill_what_the_file_leaves_out() -> None:
         {"name": "x", "scenario": "mnist-fashion", "seeds": [7, 3], "strategy": [{"name": "naive"}]}
     )
     assert experiment.scenario.sets == ("mnist", "fashion-mnist")
-    assert (experiment.model, experiment.seeds, experiment.entries[0].strategy) == ("mlp-bn", (7, 3), Naive())
+    assert (experiment.model, experiment.seeds, experiment.entries[0].strategy) == (Model("mlp-bn"), (7, 3), Naive())
     recipe = experiment.entries[0].recipe
     assert (recipe.optimizer, recipe.lr, recipe.batch_size, recipe.epochs) == ("adam", 1e-4, 100, 4)
 
@@ -105,6 +106,16 @@ def test_labels_are_for_people_and_no_part_of_the_key() -> None:
         {"seeds": [5]},
         {"scenario": {"name": "permuted-digits", "tasks": 3}},
         {"scenario": ["digits", "digits"]},
+        {"scenario": {"name": "permuted-digits", "tasks": 2, "first": "permuted"}},
+        {"scenario": {"name": "permuted-digits", "tasks": 2, "incremental": "task"}},
+        {"scenario": {"name": "rotated-digits", "tasks": 2}},
+        {"scenario": {"name": "rotated-digits", "angles": [0, 45.5]}},
+        {"scenario": {"name": "split-digits", "tasks": 2}},
+        {"scenario": {"name": "split-digits", "tasks": 2, "class_order": "shuffled"}},
+        {"scenario": {"name": "split-digits", "tasks": 2, "incremental": "task"}},
+        {"model": "mlp"},
+        {"model": {"name": "mlp", "widths": [9]}},
+        {"model": {"name": "mlp", "widths": [9, 9]}},
         {"train": {"lr": 1e-3, "epochs": 3}},
         {"train": {"lr": 1e-3, "iterations": 2}},
         {"train": {"lr": 1e-3, "epochs": 2, "precision": "float64"}},
@@ -216,7 +227,7 @@ def test_all_errors_of_a_file_are_reported_at_once_each_with_its_path() -> None:
         "strategy.3.name", "strategy.4.lam",
     ])  # fmt: skip
     assert len(lines) == len(by_path)
-    assert "did you mean 'permuted-digits'" in by_path["scenario"]
+    assert "did you mean 'permuted-mnist'" in by_path["scenario"]
     assert "did you mean 'estimator'" in by_path["strategy.2.estimater"]
 
 
@@ -290,13 +301,21 @@ def test_seeds_are_a_count_or_a_list_of_distinct_numbers(seeds: object) -> None:
     [
         (
             "permuted",
-            "scenario: unknown scenario 'permuted'; did you mean 'permuted-digits'? (forgetbench list scenarios)",
+            "scenario: unknown scenario 'permuted'; did you mean 'permuted-mnist'? (forgetbench list scenarios)",
         ),
         (["mnist", "digit"], "scenario: unknown image set 'digit'; did you mean 'digits'? (forgetbench list data)"),
         ([], "scenario: expected at least one image set, got an empty list"),
         ({"name": "permuted-digits", "tasks": 0}, "scenario: tasks: expected a whole number >= 1, got 0"),
         ({"name": "permuted-digits", "task": 3}, "scenario: scenario 'permuted-digits': unknown option 'task'"),
         ({"name": "mnist-fashion", "tasks": 3}, "scenario: scenario 'mnist-fashion': unknown option 'tasks'"),
+        (
+            {"name": "split-digits", "incremental": "no"},
+            "scenario: incremental: expected task, domain or class, got 'no'",
+        ),
+        (
+            {"name": "rotated-digits", "angles": "45"},
+            "scenario: angles: expected a list of degrees, one a task, got '45'",
+        ),
     ],
 )
 def test_a_wrong_scenario_is_one_line_with_what_was_expected(scenario: object, line: str) -> None:

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark import data, harness, plan, scenarios
-from benchmark.learner import Recipe
+from benchmark.models import Model
+from benchmark.recipe import Recipe
 from benchmark.runs import Run
-from strategies import EWC, L2, Naive, Strategy
+from strategies import EWC, L2, Naive, Params, Setting, State, Strategy, option
 
 CPU = torch.device("cpu")
 SCENARIO = scenarios.resolve({"name": "permuted-digits", "tasks": 2})
-IMAGES = data.load("digits")
+IMAGES = scenarios.load(SCENARIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Own(Strategy):
 
 def run(strategy: Strategy, seed: int = 0, **recipe: object) -> Run:
     recipe = {"epochs": 1, "batch_size": 64} | recipe
-    return Run(SCENARIO, "mlp-bn", Recipe(**recipe), strategy, strategy.name, f"{strategy}", seed)
+    return Run(SCENARIO, Model("mlp-bn"), Recipe(**recipe), strategy, strategy.name, f"{strategy}", seed)
 
 
 @pytest.fixture(autouse=True)
@@ -110,19 +111,51 @@ def test_stacks_are_split_where_memory_is_short(monkeypatch: pytest.MonkeyPatch)
     assert {len(stack) for stack in stacks(plan.make(runs, IMAGES, CPU))} == {1}
 
 
-def test_memory_is_estimated_from_batch_precision_and_image_size() -> None:
-    def bytes_of(images: data.ImageSet = IMAGES, **recipe: object) -> int:
-        return plan.make([run(Naive(), **recipe)], images, CPU).run_bytes
+@dataclasses.dataclass(frozen=True)
+class Sized(Strategy):
+    """A strategy that recalls, and keeps, so much."""
 
-    larger = dataclasses.replace(IMAGES, train_x=IMAGES.train_x.repeat(1, 4))
+    name: ClassVar[str] = "sized"
+    recalled: int = option(0)
+    kept: int = option(0)
+
+    @property
+    def recalls(self) -> int:
+        return self.recalled
+
+    def init(self, params: Params, setting: Setting) -> State:
+        return {"kept": {"a": torch.zeros(setting.tasks, self.kept), "b": torch.zeros(setting.outputs, self.kept)}}
+
+
+def bytes_of(strategy: Strategy | None = None, images: list[data.ImageSet] = IMAGES, **recipe: object) -> int:
+    return plan.make([run(strategy or Naive(), **recipe)], images, CPU).run_bytes
+
+
+def test_memory_is_estimated_from_batch_precision_and_image_size() -> None:
+    larger = dataclasses.replace(IMAGES[0], train_x=IMAGES[0].train_x.repeat(1, 4), shape=(1, 16, 16))
     assert bytes_of() < bytes_of(batch_size=128) < bytes_of(batch_size=256)
-    assert bytes_of() < bytes_of(larger)
+    assert bytes_of() < bytes_of(images=[larger, larger])
     assert 1.8 * bytes_of() < bytes_of(precision="float64") <= 2 * bytes_of()
+
+
+def test_memory_is_estimated_from_what_a_strategy_recalls_and_keeps() -> None:
+    assert bytes_of(Sized(recalled=64)) == bytes_of(batch_size=128)
+    assert bytes_of(Sized(kept=1000)) - bytes_of() == 4 * 1000 * (2 + 10)  # a value each of 2 tasks and 10 outputs
+
+
+def test_memory_is_estimated_for_the_outputs_of_all_tasks() -> None:
+    apart = dataclasses.replace(SCENARIO, incremental="class")
+    assert plan.make([dataclasses.replace(run(Naive()), scenario=apart)], IMAGES, CPU).run_bytes > bytes_of()
+
+
+def test_the_largest_kind_of_run_decides_how_many_fit() -> None:
+    both = plan.make([run(Naive()), run(Sized(kept=10**6))], IMAGES, CPU)
+    assert both.run_bytes == bytes_of(Sized(kept=10**6)) > bytes_of()
 
 
 def test_nothing_to_train_is_an_empty_plan() -> None:
     made = plan.make([], IMAGES, CPU)
-    assert (made.runs, made.stacks, list(harness.execute(made, [IMAGES, IMAGES], CPU))) == (0, 0, [])
+    assert (made.runs, made.stacks, list(harness.execute(made, IMAGES, CPU))) == (0, 0, [])
 
 
 def test_a_plan_says_what_it_will_do_in_one_line() -> None:
@@ -137,7 +170,7 @@ def test_a_plan_says_what_it_will_do_in_one_line() -> None:
 def test_a_strategy_that_trains_the_first_task_in_its_own_way_can_be_run() -> None:
     tasks = scenarios.load(SCENARIO)
     small = [dataclasses.replace(t, train_x=t.train_x[:64], train_y=t.train_y[:64]) for t in tasks]
-    made = plan.make([run(Own())], small[0], CPU)
+    made = plan.make([run(Own())], small, CPU)
     ((result,),) = harness.execute(made, small, CPU)
     assert (result.status, result.trunk_runs, result.run.trunk) == ("finished", 1, "")
 

@@ -1,29 +1,81 @@
-"""Task sequences: what a name stands for, and which pixels a task shows."""
+"""Task sequences: what a name stands for, and which images, labels, pixels and outputs make up a task."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from benchmark import data, scenarios
-from benchmark.scenarios import Scenario
+from benchmark.data import ImageSet
+from benchmark.scenarios import Heads, Scenario, View
 
 
 def test_the_named_sequence_is_mnist_then_fashion() -> None:
     scenario = scenarios.resolve("mnist-fashion")
-    assert (scenario.sets, scenario.tasks, scenario.permuted) == (("mnist", "fashion-mnist"), 2, False)
-    assert scenario.incremental == "domain"
+    assert (scenario.sets, scenario.tasks, scenario.permuted) == (("mnist", "fashion-mnist"), 2, "no")
+    assert (scenario.incremental, scenario.split, scenario.angles) == ("domain", False, ())
 
 
-def test_permuted_digits_has_five_tasks_unless_told_otherwise() -> None:
-    assert scenarios.resolve("permuted-digits").tasks == 5
-    assert scenarios.resolve({"name": "permuted-digits", "tasks": 3}).tasks == 3
-    assert scenarios.resolve("permuted-digits").permuted
+@pytest.mark.parametrize("kind", ["permuted", "rotated", "split"])
+def test_a_kind_has_five_tasks_of_its_set_unless_told_otherwise(kind: str) -> None:
+    for spec, tasks in ((f"{kind}-digits", 5), ({"name": f"{kind}-digits", "tasks": 3}, 3)):
+        scenario = scenarios.resolve(spec)
+        assert (scenario.tasks, scenario.sets) == (tasks, ("digits",) * tasks)
+
+
+def test_split_cifar100_has_ten_tasks_unless_told_otherwise() -> None:
+    assert scenarios.resolve("split-cifar100").tasks == 10
+    assert scenarios.resolve({"name": "split-cifar100", "tasks": 20}).tasks == 20
+    assert scenarios.resolve("permuted-cifar100").tasks == 5
+
+
+@pytest.mark.parametrize("images", data.NAMES)
+@pytest.mark.parametrize(("kind", "incremental"), [("permuted", "domain"), ("rotated", "domain"), ("split", "class")])
+def test_any_kind_of_any_image_set_is_a_scenario(kind: str, incremental: str, images: str) -> None:
+    scenario = scenarios.resolve(f"{kind}-{images}")
+    assert (scenario.name, set(scenario.sets), scenario.incremental) == (f"{kind}-{images}", {images}, incremental)
+    assert ((scenario.permuted == "later"), bool(scenario.angles), scenario.split) == (
+        kind == "permuted",
+        kind == "rotated",
+        kind == "split",
+    )
+
+
+@pytest.mark.parametrize("name", ["permuted-digits", "rotated-digits", "split-digits", "mnist-fashion"])
+@pytest.mark.parametrize("incremental", ["task", "domain", "class"])
+def test_every_scenario_can_be_of_every_incremental_type(name: str, incremental: str) -> None:
+    assert scenarios.resolve({"name": name, "incremental": incremental}).incremental == incremental
+    assert scenarios.resolve({"sets": ["mnist", "kmnist"], "incremental": incremental}).incremental == incremental
+
+
+def test_options_of_a_kind_reach_the_scenario() -> None:
+    assert scenarios.resolve({"name": "permuted-digits", "first": "permuted"}).permuted == "all"
+    assert scenarios.resolve({"name": "split-digits", "class_order": "shuffled"}).class_order == "shuffled"
+    assert scenarios.resolve({"name": "rotated-digits", "tasks": 4}).angles == (0.0, 22.5, 45.0, 67.5)
+    turned = scenarios.resolve({"name": "rotated-digits", "angles": [0, 30.5, -90]})
+    assert (turned.angles, turned.tasks) == ((0.0, 30.5, -90.0), 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [("some/where/my set.npz", "split-my-set"), ("digits", "split-digits"), ("mnist", "split-mnist")],
+)
+def test_the_set_of_a_kind_may_be_given_apart(images: str, name: str) -> None:
+    scenario = scenarios.resolve({"name": "split", "set": images, "tasks": 2})
+    assert (scenario.name, scenario.sets, scenario.split) == (name, (images, images), True)
+
+
+def test_a_kind_takes_a_set_that_is_imported() -> None:
+    scenario = scenarios.resolve({"name": "rotated", "set": "my.package:images", "tasks": 2})
+    assert scenario.sets == ("my.package:images",) * 2
+    assert scenario.name.startswith("rotated-") and ":" not in scenario.name
 
 
 def test_any_list_of_image_sets_is_a_scenario() -> None:
@@ -47,7 +99,15 @@ def test_every_listed_name_resolves(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("permuted-mnist", "unknown scenario 'permuted-mnist'; did you mean"),
+        ("permuted-minst", r"unknown scenario 'permuted-minst'; did you mean 'permuted-mnist'\?"),
+        ("split-minst", r"unknown scenario 'split-minst'; did you mean 'split-mnist'\?"),
+        ("split-", "unknown scenario 'split-'; did you mean"),
+        ("split", "unknown scenario 'split'; did you mean"),
+        (
+            "split-my-very-own-pictures",
+            r"unknown scenario 'split-my-very-own-pictures'; split- takes an image set: mnist, .*digits \(forgetbench",
+        ),
+        ("turned-mnist", "unknown scenario 'turned-mnist'; did you mean"),
         ("xyz", r"unknown scenario 'xyz' \(forgetbench list scenarios\)"),
         (["mnist", "fashion"], "unknown image set 'fashion'; did you mean 'fashion-mnist'"),
         ([], "at least one image set"),
@@ -55,10 +115,31 @@ def test_every_listed_name_resolves(name: str) -> None:
         ({"name": "permuted-digits", "tasks": 0}, "tasks: expected a whole number >= 1, got 0"),
         ({"name": "permuted-digits", "tasks": 2.0}, "tasks: expected a whole number >= 1, got 2.0"),
         ({"name": "permuted-digits", "tasks": True}, "tasks: expected a whole number >= 1, got True"),
-        ({"name": "permuted-digits", "seed": 1}, "unknown option 'seed'; it takes tasks"),
-        ({"name": "mnist-fashion", "tasks": 2}, "unknown option 'tasks'; it takes none"),
-        ({"sets": ["mnist"], "tasks": 2}, "unknown option 'tasks'; it takes none"),
+        ({"name": "permuted-digits", "seed": 1}, "unknown option 'seed'; it takes incremental, tasks, first"),
+        (
+            {"name": "split-digits", "first": "plain"},
+            "unknown option 'first'; it takes incremental, tasks, class_order",
+        ),
+        ({"name": "rotated-digits", "angle": [1]}, "unknown option 'angle'; did you mean 'angles'"),
+        ({"name": "split-mnist", "set": "kmnist"}, "unknown option 'set'"),
+        ({"name": "mnist-fashion", "tasks": 2}, "unknown option 'tasks'; it takes incremental"),
+        ({"sets": ["mnist"], "tasks": 2}, "unknown option 'tasks'; it takes incremental"),
         ({"tasks": 2}, "unknown scenario"),
+        ({"name": "split", "set": "nmist"}, "unknown scenario 'split-nmist'; did you mean 'split-mnist'"),
+        ({"name": "split", "set": 3}, "set"),
+        ({"name": "split", "set": ["a.npz"]}, "set"),
+        ({"name": "split-digits", "incremental": "tasks"}, "incremental: expected task, domain or class, got 'tasks'"),
+        ({"name": "split-digits", "incremental": ["task"]}, "incremental: expected task, domain or class, got"),
+        ({"sets": ["mnist"], "incremental": 1}, "incremental: expected task, domain or class, got 1"),
+        ({"name": "split-digits", "class_order": "random"}, "class_order: expected fixed or shuffled, got 'random'"),
+        ({"name": "permuted-digits", "first": True}, "first: expected plain or permuted, got True"),
+        ({"name": "rotated-digits", "angles": 45}, "angles: expected a list of degrees, one a task, got 45"),
+        ({"name": "rotated-digits", "angles": []}, "angles: expected a list of degrees, one a task"),
+        ({"name": "rotated-digits", "angles": [0, "90"]}, "angles: expected a list of degrees, one a task"),
+        ({"name": "rotated-digits", "angles": [0, float("nan")]}, "angles: expected a list of degrees"),
+        ({"name": "rotated-digits", "angles": [True]}, "angles: expected a list of degrees"),
+        ({"name": "rotated-digits", "angles": [0, 361]}, "angles: expected"),
+        ({"name": "rotated-digits", "angles": [0, 90], "tasks": 3}, "angles: expected one a task, 3, got 2"),
     ],
 )
 def test_what_is_no_scenario_is_refused_with_what_was_expected(spec: object, message: str) -> None:
@@ -66,17 +147,46 @@ def test_what_is_no_scenario_is_refused_with_what_was_expected(spec: object, mes
         scenarios.resolve(spec)
 
 
-def test_resolving_a_table_leaves_it_as_it_is() -> None:
-    table = {"name": "permuted-digits", "tasks": 3}
-    scenarios.resolve(table)
-    assert table == {"name": "permuted-digits", "tasks": 3}
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"name": "permuted-digits", "tasks": 3},
+        {"name": "rotated-digits", "angles": [0, 45]},
+        {"name": "split", "set": "digits", "class_order": "shuffled"},
+        {"sets": ["mnist"], "incremental": "task"},
+    ],
+)
+def test_resolving_a_table_leaves_it_as_it_is(table: dict[str, object]) -> None:
+    before = dict(table)
+    assert scenarios.resolve(table) == scenarios.resolve(table)
+    assert table == before
+
+
+def test_what_changes_the_tasks_changes_the_spec_and_what_is_the_default_does_not() -> None:
+    base = {"name": "split-digits", "incremental": "class", "tasks": 5, "class_order": "fixed"}
+    assert scenarios.resolve(base).spec() == scenarios.resolve("split-digits").spec()
+    for change in ({"incremental": "task"}, {"tasks": 2}, {"class_order": "shuffled"}, {"name": "split-mnist"}):
+        assert scenarios.resolve(base | change).spec() != scenarios.resolve(base).spec()
+    angles = [scenarios.resolve({"name": "rotated-digits", "angles": a}).spec() for a in ([0, 1], [0, 2], [1, 0])]
+    assert len({str(spec) for spec in angles}) == 3
+
+
+def test_a_set_of_ones_own_is_told_from_its_earlier_version(tmp_path: Path) -> None:
+    specs = []
+    for pixel in (0, 1):
+        x, y = np.full((6, 4), pixel, dtype=np.uint8), np.arange(6) % 2
+        np.savez(tmp_path / "mine.npz", train_x=x, train_y=y, test_x=x, test_y=y)
+        specs.append(scenarios.resolve({"name": "split", "set": str(tmp_path / "mine.npz"), "tasks": 2}).spec())
+    assert specs[0] != specs[1]
 
 
 # Pixel orders
 
 PERMUTED = scenarios.resolve("permuted-digits")
+ALL_PERMUTED = scenarios.resolve({"name": "permuted-digits", "first": "permuted"})
 
 
+@settings(deadline=None)
 @given(st.integers(2, 20), st.integers(0, 2**31), st.integers(1, 100))
 def test_a_pixel_order_shows_every_pixel_once(task: int, seed: int, pixels: int) -> None:
     order = PERMUTED.pixel_order(task, seed, pixels)
@@ -86,6 +196,14 @@ def test_a_pixel_order_shows_every_pixel_once(task: int, seed: int, pixels: int)
 
 def test_the_first_task_shows_the_images_as_they_are() -> None:
     assert PERMUTED.pixel_order(1, 0, 64) is None
+
+
+def test_the_first_task_can_be_shuffled_too_and_the_others_stay_as_they_are() -> None:
+    first = ALL_PERMUTED.pixel_order(1, 0, 64)
+    assert first is not None and first.sort().values.tolist() == list(range(64)) != first.tolist()
+    for task in (2, 3):
+        orders = [scenario.pixel_order(task, 0, 64) for scenario in (PERMUTED, ALL_PERMUTED)]
+        assert torch.equal(*orders) and not torch.equal(orders[0], first)
 
 
 def test_without_permutation_every_task_shows_the_images_as_they_are() -> None:
@@ -141,3 +259,262 @@ def test_images_of_two_sizes_are_refused_with_both_named(monkeypatch: pytest.Mon
     )
     with pytest.raises(ValueError, match=r"one shape, got digits \(1, 8, 8\), mnist \(1, 28, 28\)"):
         scenarios.load(scenarios.resolve(["digits", "mnist"]))
+
+
+# Which images and labels make up a task
+
+
+def made(per_class: list[int], tests: list[int] | None = None, shape: tuple[int, ...] = (1, 2, 2)) -> ImageSet:
+    """So many images of each class, mixed, each with pixels of its own."""
+    torch.manual_seed(0)
+    parts = {}
+    for part, counts in (("train", per_class), ("test", tests or [c % 3 + 1 for c in per_class])):
+        y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        y = y[torch.randperm(len(y))]
+        parts |= {f"{part}_x": torch.rand(len(y), *shape).flatten(1), f"{part}_y": y}
+    return ImageSet("made", **parts, shape=shape, classes=len(per_class), scale=1.0)
+
+
+def split(tasks: int, incremental: str = "class", class_order: str = "fixed") -> Scenario:
+    table = {"name": "split-digits", "tasks": tasks, "incremental": incremental, "class_order": class_order}
+    return scenarios.resolve(table)
+
+
+def views(scenario: Scenario, images: ImageSet, seed: int = 0) -> list[View]:
+    heads = scenario.heads([images] * scenario.tasks)
+    return [scenario.view(task, seed, images, heads) for task in range(1, scenario.tasks + 1)]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([(2, 1), (2, 2), (3, 2), (1, 4), (5, 2)]),
+    st.sampled_from(["task", "domain", "class"]),
+    st.sampled_from(["fixed", "shuffled"]),
+    st.integers(0, 2**31),
+    st.data(),
+)
+def test_a_split_divides_images_and_labels_among_its_tasks(
+    size: tuple[int, int], incremental: str, class_order: str, seed: int, drawn: st.DataObject
+) -> None:
+    tasks, share = size
+    counts = st.lists(st.integers(1, 5), min_size=tasks * share, max_size=tasks * share)
+    images = made(drawn.draw(counts), drawn.draw(counts))
+    found = views(split(tasks, incremental, class_order), images, seed)
+    for part in ("train", "test"):
+        rows = torch.cat([getattr(view, part) for view in found])
+        assert rows.sort().values.tolist() == list(range(len(getattr(images, f"{part}_y"))))
+    for number, view in enumerate(found):
+        labels = (view.labels >= 0).nonzero().flatten()
+        assert len(labels) == share
+        outputs = view.labels[labels].sort().values - (0 if incremental == "domain" else number * share)
+        assert outputs.tolist() == list(range(share))
+        for rows, y in ((view.train, images.train_y), (view.test, images.test_y)):
+            assert torch.equal(rows.sort().values, rows)
+            assert set(y[rows].tolist()) <= set(labels.tolist())
+    owned = torch.stack([view.labels >= 0 for view in found])
+    assert owned.sum(0).tolist() == [1] * (tasks * share)
+
+
+def test_fixed_tasks_take_the_labels_in_their_order_whatever_the_seed() -> None:
+    images = made([3, 1, 4, 1, 5, 9])
+    for seed in (0, 1):
+        for number, view in enumerate(views(split(3), images, seed)):
+            expected = torch.full((6,), -1)
+            expected[2 * number : 2 * number + 2] = torch.arange(2) + 2 * number
+            assert torch.equal(view.labels, expected)
+
+
+def test_domain_incremental_tasks_share_their_outputs() -> None:
+    found = views(split(2, "domain"), made([1] * 4))
+    assert [view.labels.tolist() for view in found] == [[0, 1, -1, -1], [-1, -1, 0, 1]]
+
+
+def class_order(seed: int, classes: int = 10, tasks: int = 5) -> list[int]:
+    """The labels by the output that is theirs."""
+    found = torch.stack(
+        [view.labels for view in views(split(tasks, class_order="shuffled"), made([1] * classes), seed)]
+    )
+    return found.max(0).values.argsort().tolist()
+
+
+def test_shuffled_tasks_take_the_labels_in_an_order_of_the_seed() -> None:
+    orders = [class_order(seed) for seed in range(20)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len(set(map(tuple, orders))) == 20
+    assert orders[3] == class_order(3)
+    # How many tasks the classes are divided among changes no order.
+    assert orders[3] == class_order(3, tasks=2)
+
+
+def test_class_orders_never_change_from_release_to_release() -> None:
+    assert class_order(0) == [4, 3, 1, 6, 7, 8, 0, 5, 9, 2]
+    assert class_order(1) == [7, 3, 8, 1, 0, 5, 6, 4, 9, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "tasks", "choices"), [(10, 3, "1, 2, 5, 10"), (6, 4, "1, 2, 3, 6"), (2, 5, "1, 2")]
+)
+def test_labels_that_do_not_divide_are_refused_with_the_choices(classes: int, tasks: int, choices: str) -> None:
+    message = rf"'split-digits': {classes} labels do not divide evenly among {tasks} tasks; choose tasks = {choices}$"
+    with pytest.raises(ValueError, match=message):
+        split(tasks).heads([made([1] * classes)] * tasks)
+
+
+def test_loading_refuses_labels_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="10 labels do not divide evenly among 4 tasks; choose tasks = 1, 2, 5, 10"):
+        scenarios.load(split(4))
+
+
+def test_steps_are_counted_by_a_tasks_own_images_or_by_the_mean_where_seeds_differ() -> None:
+    images = made([3, 1, 4, 1, 5, 9])
+    assert [split(3).size(task, images) for task in (1, 2, 3)] == [4, 5, 14]
+    assert [split(3, class_order="shuffled").size(task, images) for task in (1, 2, 3)] == [8, 8, 8]  # 23/3
+    assert [PERMUTED.size(task, images) for task in (1, 2)] == [23, 23]
+
+
+def test_a_task_that_is_not_split_shows_every_image() -> None:
+    images, scenario = made([2, 3]), scenarios.resolve(["digits", "digits"])
+    assert views(scenario, images) == [View(), View()]
+    apart = dataclasses.replace(scenario, incremental="task")
+    assert [view.labels.tolist() if view.labels is not None else None for view in views(apart, images)] == [
+        None,
+        [2, 3],
+    ]
+
+
+# Which outputs compete
+
+
+def test_outputs_of_tasks_of_different_sizes_lie_side_by_side() -> None:
+    sets = [made([1] * classes) for classes in (3, 2, 4)]
+    scenario = scenarios.resolve(["digits", "digits", "digits"])
+    assert scenario.heads(sets) == Heads("domain", ((0, 4),) * 3)
+    for incremental in ("task", "class"):
+        apart = dataclasses.replace(scenario, incremental=incremental).heads(sets)
+        assert (apart.blocks, apart.outputs) == (((0, 3), (3, 5), (5, 9)), 9)
+
+
+def shown(mask: Tensor) -> list[str]:
+    return ["".join("x" if on else "." for on in row) for row in mask.view(-1, mask.shape[-1]).tolist()]
+
+
+BLOCKS = ((0, 2), (2, 3), (3, 5))
+
+
+def test_in_a_task_incremental_scenario_the_outputs_of_each_task_compete_among_themselves() -> None:
+    heads = Heads("task", BLOCKS)
+    for task in (1, 2, 3):
+        assert shown(heads.training(task)) == ["xx...", "..x..", "...xx"]
+        assert [shown(heads.testing(j, task)) for j in (1, 2, 3)] == [["xx..."], ["..x.."], ["...xx"]]
+    assert [shown(heads.earlier(task)) for task in (1, 2, 3)] == [[], ["xx..."], ["xx...", "..x.."]]
+
+
+def test_in_a_class_incremental_scenario_the_outputs_of_all_tasks_so_far_compete() -> None:
+    heads = Heads("class", BLOCKS)
+    assert [shown(heads.training(task)) for task in (1, 2, 3)] == [["xx..."] * 3, ["xxx.."] * 3, ["xxxxx"] * 3]
+    tested = {(task, trained): shown(heads.testing(task, trained))[0] for task in (1, 2, 3) for trained in (0, 1, 2, 3)}
+    assert tested == {
+        (1, 0): "xx...", (1, 1): "xx...", (1, 2): "xxx..", (1, 3): "xxxxx",
+        (2, 0): "xxx..", (2, 1): "xxx..", (2, 2): "xxx..", (2, 3): "xxxxx",
+        (3, 0): "xxxxx", (3, 1): "xxxxx", (3, 2): "xxxxx", (3, 3): "xxxxx",
+    }  # fmt: skip
+    assert [shown(heads.earlier(task)) for task in (1, 2, 3)] == [[], ["xx..."], ["xxx.."]]
+
+
+def test_in_a_domain_incremental_scenario_all_outputs_compete_always() -> None:
+    heads = Heads("domain", ((0, 3), (0, 3)))
+    assert [shown(heads.training(task)) for task in (1, 2)] == [["xxx"] * 2] * 2
+    assert [shown(heads.testing(task, trained)) for task in (1, 2) for trained in (0, 1, 2)] == [["xxx"]] * 6
+    assert [shown(heads.earlier(task)) for task in (1, 2)] == [[], ["xxx"]]
+
+
+# Turned images
+
+
+def numbered(height: int, width: int, dtype: torch.dtype = torch.uint8, channels: int = 1) -> ImageSet:
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (3, channels * height * width)).to(dtype)
+    y = torch.tensor([0, 1, 1])
+    return ImageSet("numbered", x, y, x.flip(0), y, shape=(channels, height, width), classes=2, scale=255.0)
+
+
+def pixels(images: ImageSet, part: str = "train_x") -> Tensor:
+    x: Tensor = getattr(images, part)
+    return x.view(-1, *images.shape)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.sampled_from([torch.uint8, torch.float32]),
+    st.sampled_from([-360, -270, -180, -90, 90, 180, 270]),
+)
+def test_a_quarter_turn_is_an_exact_turn_counter_clockwise(
+    side: int, channels: int, dtype: torch.dtype, angle: int
+) -> None:
+    images = numbered(side, side, dtype, channels)
+    found = scenarios.turned(images, float(angle))
+    for part in ("train_x", "test_x"):
+        # torch.rot90 turns the first axis (down) towards the second (right): counter-clockwise, as images are shown.
+        expected = torch.rot90(pixels(images, part), angle // 90, (2, 3))
+        if dtype == torch.uint8:
+            assert torch.equal(pixels(found, part), expected)
+        else:
+            torch.testing.assert_close(pixels(found, part), expected, rtol=0, atol=255 * 1e-5)
+    assert (found.shape, found.train_x.dtype) == (images.shape, dtype)
+    assert torch.equal(found.train_y, images.train_y)
+
+
+def test_counter_clockwise_is_what_one_sees() -> None:
+    x = torch.zeros(1, 5, 5, dtype=torch.uint8)
+    x[0, 2, 4] = 255  # at three o'clock, row 2 of 5 from the top
+    y = torch.zeros(1, dtype=torch.int64)
+    images = ImageSet("dot", x.flatten(1), y, x.flatten(1), y, shape=(1, 5, 5), classes=1, scale=255.0)
+    assert pixels(scenarios.turned(images, 90.0))[0, 0].nonzero().tolist() == [[0, 2]]  # at twelve
+
+
+@pytest.mark.parametrize("angle", [0.0, 360.0, -360.0])
+def test_a_full_turn_or_none_is_the_very_set(angle: float) -> None:
+    images = numbered(4, 4)
+    assert scenarios.turned(images, angle) is images
+
+
+@pytest.mark.parametrize("angle", [30.0, -75.5])
+def test_turning_agrees_with_an_independent_library(angle: float) -> None:
+    from scipy.ndimage import rotate
+
+    images = numbered(7, 10, torch.float32)
+    expected = rotate(pixels(images).numpy(), angle, axes=(2, 3), reshape=False, order=1, mode="grid-constant")
+    found = pixels(scenarios.turned(images, angle)).numpy()
+    # scipy's sign: from the first axis to the second, as torch.rot90.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=255 * 1e-4)
+
+
+def test_an_image_that_is_not_square_is_turned_and_not_stretched() -> None:
+    images = numbered(4, 8)
+    found, middle = pixels(scenarios.turned(images, 90.0)), pixels(images)[..., 2:6]
+    assert torch.equal(found[..., 2:6], torch.rot90(middle, 1, (2, 3)))
+    assert not found[..., :2].any() and not found[..., 6:].any()  # black outside
+
+
+def test_turned_pixels_are_rounded_not_cut() -> None:
+    x = torch.full((1, 9, 9), 7, dtype=torch.uint8)
+    y = torch.zeros(1, dtype=torch.int64)
+    images = ImageSet("flat", x.flatten(1), y, x.flatten(1), y, shape=(1, 9, 9), classes=1, scale=255.0)
+    assert (pixels(scenarios.turned(images, 33.0))[0, 0, 3:6, 3:6] == 7).all()
+
+
+def test_vectors_cannot_be_turned() -> None:
+    vectors = dataclasses.replace(numbered(2, 2), shape=(4,))
+    with pytest.raises(ValueError, match=r"numbered: only images can be turned, got inputs of shape \(4,\)"):
+        scenarios.turned(vectors, 45.0)
+    assert scenarios.turned(vectors, 360.0) is vectors
+
+
+def test_each_task_of_a_rotation_shows_the_same_images_turned_further() -> None:
+    digits = data.load("digits")
+    tasks = scenarios.load(scenarios.resolve({"name": "rotated-digits", "angles": [0, 90, 180]}))
+    for quarter, images in enumerate(tasks):
+        assert torch.equal(pixels(images), torch.rot90(pixels(digits), quarter, (2, 3)))
+        assert torch.equal(images.test_y, digits.test_y)

@@ -7,7 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmark import plan, scenarios, terminal
+from benchmark import harness, plan, scenarios, terminal
+from strategies import Naive
+from strategies.frozen import Frozen
+from strategies.joint import Joint
 from tests.conftest import CPU, make_run
 
 
@@ -15,13 +18,29 @@ from tests.conftest import CPU, make_run
 def planned() -> tuple[plan.Plan, list]:
     runs = [make_run(seed=seed, tasks=3, epochs=None, iterations=50) for seed in (0, 1)]
     tasks = scenarios.load(runs[0].scenario)
-    return plan.make(runs, tasks[0], CPU), tasks
+    return plan.make(runs, tasks, CPU), tasks
 
 
 def test_progress_counts_every_epoch_of_every_run_and_the_trunk(planned):
     made, tasks = planned
     # 1 437 images in batches of 64 are 22 steps an epoch, so 50 iterations begin 3 epochs; 2 runs, 3 tasks.
     assert terminal._run_epochs(made, tasks) == 2 * 3 * 3
+
+
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"epochs": None, "iterations": 50}])
+def test_progress_ends_where_the_training_ends_whatever_each_strategy_trains_on(length):
+    told = []
+
+    class Counting(harness.Silent):
+        def epoch_done(self, runs, *args):
+            told.append(runs)
+
+    recipe = {"tasks": 3, "batch_size": 300, **length}
+    runs = [make_run(s, **recipe) for s in (Naive(), Joint(), Joint(mode="continued"), Frozen())]
+    tasks = scenarios.load(runs[0].scenario)
+    made = plan.make(runs, tasks, CPU)
+    list(harness.execute(made, tasks, CPU, Counting()))
+    assert terminal._run_epochs(made, tasks) == sum(told) > 0
 
 
 def test_a_terminal_shows_labels_with_their_brackets(planned):

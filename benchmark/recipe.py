@@ -1,0 +1,58 @@
+"""How every task is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every task is trained: equal within a stack.
+
+    Attributes:
+        optimizer: adam, adamw or sgd.
+        lr: learning rate.
+        momentum: of sgd.
+        weight_decay: of the optimiser, not a strategy's.
+        batch_size: images a step; what fills no batch at the end of an epoch is left out (each epoch is shuffled anew).
+        epochs: passes over each task's training set; or
+        iterations: steps a task.
+        batchnorm: `freeze-after-first` trains in eval mode from the second task on: statistics stay the first task's.
+        optimizer_state: whether each task starts with a fresh optimiser.
+        precision: float32, float64, or bfloat16 (autocast; parameters stay float32).
+        evaluate_every: steps between evaluations on all tasks while training; 0: only between tasks.
+    """
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 100
+    epochs: int | None = None
+    iterations: int | None = None
+    batchnorm: Literal["update", "freeze-after-first"] = "update"
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ValueError("expected epochs or iterations, one of the two")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and inputs."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def steps(self, images: int, tasks: int = 1) -> tuple[int, int]:
+        """Steps an epoch and steps in all.
+
+        Args:
+            images: size of the training set.
+            tasks: how many tasks' images it holds; `iterations` counts for each.
+        """
+        an_epoch = max(images // self.batch_size, 1)
+        return an_epoch, self.iterations * tasks if self.iterations is not None else an_epoch * (self.epochs or 0)

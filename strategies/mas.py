@@ -1,0 +1,45 @@
+"""Memory aware synapses: weights matter as much as the outputs depend on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from strategies.base import MASKED, FinishedTask, Params, hyper, option
+from strategies.fisher import CHUNK
+from strategies.persample import absolute_gradients
+from strategies.quadratic import Quadratic
+
+
+def squared_norm(outputs: Tensor, _: Tensor) -> Tensor:
+    """‖f(x)‖² of each sample, shape (N,); outputs that do not compete count as zero."""
+    # Masked outputs are constant, but their squares (1e18) would drown the others' in float32, and their gradients
+    # would count wherever masking adds instead of filling in.
+    return torch.where(outputs > MASKED / 2, outputs, 0).square().sum(1)
+
+
+@dataclass(frozen=True)
+class MAS(Quadratic):
+    """½·λ·Σ Ω(θ − θ*)² with Ω = 1/N Σₙ |∂‖f(xₙ)‖²/∂θ|, Aljundi et al. 2018, https://arxiv.org/abs/1711.09601.
+
+    f is the network's raw output in eval mode, over the outputs that compete in the task; labels play no part. The
+    gradient is one sample's, as in the paper's equation: the absolute gradient of a batch's mean, which many codebases
+    take for it (the authors' with batches of more than one), lets samples of opposite sign cancel.
+
+    The paper has no ½: its λ is half of ours, and was 1 for object recognition. One anchor, and Ω summed over tasks,
+    are the paper's too (`accumulate = "online"`, `decay = 1`).
+    """
+
+    name: ClassVar[str] = "mas"
+    lam: float = hyper(2.0, low=0.0, tune=(1e-2, 1e4), doc="λ in ½·λ·Σ Ω(θ−θ*)²; twice the paper's")
+    accumulate: Literal["separate", "online"] = option(
+        "online", doc="online: latest anchor, decayed Ω; separate: one anchor a task"
+    )
+
+    def measure(self, model: nn.Module, task: FinishedTask) -> Params:
+        """Ω on the task's training inputs."""
+        total = absolute_gradients(model, task.x, task.y, squared_norm, chunk=CHUNK)
+        return {k: v / len(task.y) for k, v in total.items()}
