@@ -124,6 +124,23 @@ def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
 
 
 @app.command()
+def check(
+    names: Annotated[list[str], typer.Argument(help="Strategies: registered names, or package.module:Class.")],
+    debug: Debug = False,
+) -> None:
+    """Check that a strategy keeps the contract: stacks, seeds, neighbours, penalty, state, and that it does something.
+
+    Example: forgetbench check my_package.my_module:MyStrategy
+    """
+    from benchmark.terminal import verdicts
+    from strategies import conformance, registry
+
+    console = _console()
+    failed = [verdicts(console, conformance.cases(cls)) for cls in [registry.get(name) for name in names]]
+    sys.exit(1 if any(failed) else 0)
+
+
+@app.command()
 def ui(
     out: Out = Path("out"),
     tracking_uri: Uri = None,
@@ -226,7 +243,8 @@ def _console() -> Console:
     from rich.console import Console
 
     # A file has no width; rich would take 80 columns and fold the table.
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    # No emoji: `package:tv` is a name, not a television.
+    return Console(emoji=False) if sys.stdout.isatty() else Console(width=120, emoji=False)
 
 
 def _default_uri(out: Path) -> str:

@@ -1,0 +1,218 @@
+"""Checks of a strategy that train it through the harness, on `permuted-digits`; `strategies.conformance` lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmark import harness, metrics, plan, scenarios
+from benchmark.data import ImageSet
+from benchmark.keys import digest
+from benchmark.models import Model
+from benchmark.recipe import Recipe
+from benchmark.runs import Result, Run
+from strategies.base import Params, Strategy
+from strategies.conformance import Check, Failed, Inapplicable
+from strategies.naive import Naive
+
+SCENARIO = scenarios.resolve({"name": "permuted-digits", "tasks": 3})
+RECIPE = Recipe(lr=2e-3, batch_size=64, epochs=3, precision="float64")
+SEEDS, POISONED = (0, 1), 99
+CLOSE = 1e-9  # of parameters, in float64
+LESS = 0.05  # forgotten less than fine-tuning, of 1: more than seeds differ by here
+
+
+@dataclass(frozen=True)
+class _Network(Model):
+    """Without BatchNorm, so that every parameter matters; the run of one seed starts from NaN."""
+
+    name: str = "mlp"
+    options: tuple[tuple[str, object], ...] = (("widths", (64,)),)
+
+    def build(self, shape: tuple[int, ...], outputs: int, *, seed: int) -> nn.Module:
+        network = super().build(shape, outputs, seed=seed)
+        if seed == POISONED:
+            for p in network.parameters():
+                nn.init.constant_(p, torch.nan)
+        return network
+
+
+@dataclass
+class _Trained(harness.Silent):
+    """Listens for the final parameters of each run."""
+
+    params: dict[str, Params] = field(default_factory=dict)
+
+    def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
+        for r, run in enumerate(runs):
+            self.params[run.key] = {k: p[r].clone() for k, p in params.items()}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    result: Result
+    params: Params
+
+
+def stacked_runs_equal_runs_alone(strategy: Strategy) -> None:
+    """A stack over seeds and hyperparameters equals its runs trained one at a time, in float64."""
+    together = _sweep(strategy)
+    # Not the strongest: at the far end of a range training is chaotic, and rounding grows to any size.
+    for run in [_run(settings, seed) for settings in _settings(strategy)[:2] for seed in SEEDS]:
+        _same("a run alone", _train([run])[run.key], together[run.key])
+
+
+def neighbours_do_not_matter(strategy: Strategy) -> None:
+    """A run comes out the same to the last bit beside any neighbour, one that is NaN included."""
+    run, beside, poisoned = (_run(strategy, seed) for seed in (*SEEDS, POISONED))
+    quiet, disturbed = _train([run, beside]), _train([run, poisoned])
+    if disturbed[poisoned.key].result.status != "diverged":
+        raise Failed("a run that starts from NaN was not marked as diverged")
+    _same("beside a NaN", disturbed[run.key], quiet[run.key], tolerance=0.0)
+
+
+def without_strength_it_is_fine_tuning(strategy: Strategy) -> None:
+    """With its strength at 0 it trains exactly as fine-tuning does."""
+    neutral = _neutral(strategy)
+    if neutral is None:
+        raise Inapplicable("no strength that can be 0")
+    found, naive = _sweep(strategy), _sweep(Naive())
+    for seed in SEEDS:
+        _same("strength 0", found[_run(neutral, seed).key], naive[_run(Naive(), seed).key])
+
+
+def it_does_something(strategy: Strategy) -> None:
+    """At some strength (or with its memory) it forgets measurably less than fine-tuning."""
+    if not strategy.protects:
+        raise Inapplicable("it does not claim to")
+    found = _sweep(strategy)
+    forgotten = {s: _forgetting([found[_run(s, seed).key] for seed in SEEDS]) for s in _settings(strategy)}
+    naive = _forgetting(list(_sweep(Naive()).values()))
+    least = min(forgotten.values())
+    if not least <= naive - LESS:
+        raise Failed(f"fine-tuning forgets {naive:.3f}, this forgets {least:.3f} at best: not {LESS} less")
+
+
+def a_seed_reproduces_in_another_process(strategy: Strategy) -> None:
+    """The same seed gives the same result in another process."""
+    cls = type(strategy)
+    if strategy != cls():
+        raise Inapplicable("said of the defaults")
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        raise Inapplicable("not importable from another process")
+    code = "import sys; from benchmark import conformance; print(conformance.fingerprint(*sys.argv[1:]))"
+    arguments = [f"{cls.__module__}:{cls.__qualname__}", json.dumps(strategy.options())]
+    # A warning or two may come before the last line.
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+    )
+    here, there = fingerprint(*arguments), (done.stdout.split() or [done.stderr])[-1]
+    if here != there:
+        raise Failed(f"expected {here} in another process too, got {there}")
+
+
+CHECKS: list[Check] = [
+    stacked_runs_equal_runs_alone,
+    neighbours_do_not_matter,
+    without_strength_it_is_fine_tuning,
+    it_does_something,
+    a_seed_reproduces_in_another_process,
+]
+
+
+def fingerprint(path: str, options: str) -> str:
+    """Identifies what a short run of a strategy comes to, to about nine digits.
+
+    Args:
+        path: `package.module:Class`.
+        options: of the strategy, as JSON.
+    """
+    module, _, name = path.partition(":")
+    cls: Any = importlib.import_module(module)
+    for part in name.split("."):
+        cls = getattr(cls, part)
+    run = _run(cls(**json.loads(options)), 0)
+    outcome = _train([dataclasses.replace(run, recipe=dataclasses.replace(RECIPE, epochs=1))])
+    (found,) = outcome.values()
+    sums = {k: f"{float(p.double().abs().sum()):.9g}" for k, p in found.params.items()}
+    return digest([sums, found.result.accuracy.tolist()])
+
+
+def _run(strategy: Strategy, seed: int) -> Run:
+    return Run(SCENARIO, _Network(), RECIPE, strategy, strategy.name, repr(strategy), seed)
+
+
+def _settings(strategy: Strategy) -> list[Strategy]:
+    """The strategy itself, and with strengths over the range it declares for tuning."""
+    ranges = {f.name: f.metadata["tune"] for f in dataclasses.fields(strategy) if f.metadata.get("tune")}
+    if not ranges:
+        return [strategy]
+    name, (low, high) = next(iter(ranges.items()))
+    values = np.geomspace(low, high, 6)[1:]
+    return [strategy, *(dataclasses.replace(strategy, **{name: float(v)}) for v in values)]
+
+
+def _neutral(strategy: Strategy) -> Strategy | None:
+    if not set(strategy.neutral) <= set(strategy.hyperparameters()):
+        return None
+    return dataclasses.replace(strategy, **dict.fromkeys(strategy.neutral, 0.0))
+
+
+@functools.cache
+def _sweep(strategy: Strategy) -> dict[str, _Outcome]:
+    """Every setting with every seed, in stacks."""
+    settings = dict.fromkeys([*_settings(strategy), _neutral(strategy) or strategy])
+    return _train([_run(each, seed) for each in settings for seed in SEEDS])
+
+
+def _train(runs: list[Run]) -> dict[str, _Outcome]:
+    device, tasks, listener = torch.device("cpu"), _tasks(), _Trained()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small only lose time on a second thread
+    try:
+        made = plan.make(runs, tasks, device)
+        results = [r for stack in harness.execute(made, tasks, device, listener) for r in stack]
+    finally:
+        torch.set_num_threads(threads)
+    return {r.run.key: _Outcome(r, listener.params[r.run.key]) for r in results}
+
+
+@functools.cache
+def _tasks() -> list[ImageSet]:
+    return scenarios.load(SCENARIO)
+
+
+def _same(where: str, found: _Outcome, expected: _Outcome, tolerance: float = CLOSE) -> None:
+    for k, e in expected.params.items():
+        difference = _largest(found.params[k] - e)
+        if not difference <= tolerance * max(_largest(e), 1.0):
+            raise Failed(f"{where}: parameter {k!r} differs by {difference:.3g}")
+    if not tolerance and not np.array_equal(found.result.accuracy, expected.result.accuracy):
+        raise Failed(f"{where}: accuracies differ")
+
+
+def _largest(t: Tensor) -> float:
+    return float(t.abs().max())
+
+
+def _forgetting(outcomes: list[_Outcome]) -> float:
+    found = [o for o in outcomes if o.result.status == "finished"]
+    # A strength at which a run diverges protects nothing.
+    return (
+        float(np.mean([metrics.forgetting(o.result.accuracy) for o in found])) if len(found) == len(outcomes) else 1.0
+    )
