@@ -122,9 +122,9 @@ class Experiment:
         ]
 
 
-def presets() -> dict[str, Path]:
-    """Experiment files that come with the package, by name."""
-    folder = Path(str(resources.files("benchmark") / "presets"))
+def presets(package: str = "benchmark") -> dict[str, Path]:
+    """Files that come with a package, by name: experiments with benchmark, studies with studies."""
+    folder = Path(str(resources.files(package) / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
@@ -138,10 +138,24 @@ def load(preset_or_file: str, overrides: Iterable[str] = ()) -> Experiment:
     Raises:
         ConfigError: every error in one message, each with its path.
     """
-    content = _read(preset_or_file)
+    return parse(read(preset_or_file, overrides))
+
+
+def read(preset_or_file: str, overrides: Iterable[str] = (), package: str = "benchmark") -> dict[str, Any]:
+    """Read and override, without validating.
+
+    Args:
+        preset_or_file: name of a preset, or path of a TOML file.
+        overrides: as for `load`.
+        package: whose presets.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML.
+    """
+    content = _read(preset_or_file, package)
     for override in overrides:
         _override(content, override)
-    return parse(content)
+    return content
 
 
 def parse(content: dict[str, Any]) -> Experiment:
@@ -158,7 +172,7 @@ def parse(content: dict[str, Any]) -> Experiment:
     try:
         table = ExperimentTable.model_validate(content)
     except ValidationError as error:
-        errors += _lines(error, (), ExperimentTable)
+        errors += lines(error, (), ExperimentTable)
     train = content.get("train", {"epochs": 4})
     entries: list[Entry] = []
     written = content.get("strategy")
@@ -175,19 +189,29 @@ def parse(content: dict[str, Any]) -> Experiment:
                 f"strategy: {entry.label!r} is the same as {twice[identity]!r}: one setting, there more than once"
             )
     if errors or table is None:
-        listed = "\n".join(f"  {line}" for line in dict.fromkeys(errors))
-        raise ConfigError(f"{len(dict.fromkeys(errors))} error(s) in the experiment:\n{listed}")
+        raise ConfigError(summary(errors, "experiment"))
     return Experiment(
         table.name, scenarios.resolve(table.scenario), models.resolve(table.model), table.seeds, tuple(entries), content
     )
 
 
-def _read(preset_or_file: str) -> dict[str, Any]:
-    path = Path(preset_or_file)
-    if preset_or_file in presets():
-        path = presets()[preset_or_file]
+def summary(errors: Iterable[str], what: str) -> str:
+    """One message for all that is wrong with a file."""
+    once = list(dict.fromkeys(errors))
+    return "\n".join([f"{len(once)} error(s) in the {what}:", *(f"  {line}" for line in once)])
+
+
+def listed(error: ConfigError) -> list[str]:
+    """What is wrong, one line each, of an error with a `summary`."""
+    return [line.strip() for line in str(error).splitlines()[1:]]
+
+
+def _read(preset_or_file: str, package: str) -> dict[str, Any]:
+    path, known = Path(preset_or_file), presets(package)
+    if preset_or_file in known:
+        path = known[preset_or_file]
     elif not path.is_file():
-        hint = did_you_mean(preset_or_file, presets())
+        hint = did_you_mean(preset_or_file, known)
         raise ConfigError(f"no preset and no file {preset_or_file!r}{hint} (forgetbench list presets)")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -270,7 +294,7 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
         try:
             strategy = cls(**table.model_validate(own).model_dump())
         except ValidationError as error:
-            errors += _lines(error, (path,), table, TrainTable)
+            errors += lines(error, (path,), table, TrainTable)
             continue
         except ValueError as error:
             errors.append(f"{path}: {error}")
@@ -294,7 +318,7 @@ def _recipe(path: str, train: dict[str, Any], own: dict[str, Any], errors: list[
         return Recipe(**TrainTable.model_validate(merged).model_dump())
     except ValidationError as error:
         # What is wrong in [train] itself is reported once, under its own path.
-        errors += [line for line in _lines(error, (path,), TrainTable) if line.split(":")[0].split(".")[-1] in own]
+        errors += [line for line in lines(error, (path,), TrainTable) if line.split(":")[0].split(".")[-1] in own]
         return None
 
 
@@ -326,21 +350,21 @@ def _short(value: Any) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e7 else f"{value:g}"
 
 
-def _lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseModel]) -> list[str]:
+def lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseModel]) -> list[str]:
     """One line an error: path, what was expected, what came, the nearest known key."""
-    lines = []
+    found = []
     for e in error.errors():
         # A union (scenario) reports every alternative it tried; their tags are no part of the file's path.
         loc = [str(part) for part in e["loc"] if part not in {"str", "list[str]", "dict[str,any]"}]
         path = ".".join([*prefix, *loc])
         if e["type"] == "extra_forbidden":
             known = [name for table in ((TrainTable,) if loc[0] == "train" else tables) for name in table.model_fields]
-            lines.append(f"{path}: unknown key" + (did_you_mean(loc[-1], known) or f"; known: {', '.join(known)}"))
+            found.append(f"{path}: unknown key" + (did_you_mean(loc[-1], known) or f"; known: {', '.join(known)}"))
         elif e["type"] == "missing":
-            lines.append(f"{path}: missing")
+            found.append(f"{path}: missing")
         else:
             message = e["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
             message = message.replace("String should", "should").replace("List should", "should")
             came = "" if e["type"] == "value_error" else f", got {e['input']!r}"
-            lines.append(f"{path}: {message}{came}")
-    return lines
+            found.append(f"{path}: {message}{came}")
+    return found

@@ -40,6 +40,12 @@ def learning_accuracy(a: ArrayLike) -> float:
     return float(_learned(_matrix(a)).mean())
 
 
+def stability(a: ArrayLike) -> float:
+    """Final accuracy on all tasks but the last: 1/(T−1) Σ_{j<T} a[T, j]; NaN for one task."""
+    matrix = _matrix(a)
+    return float(matrix[-1, :-1].mean()) if matrix.shape[1] > 1 else float("nan")
+
+
 def bwt(a: ArrayLike) -> float:
     """Backward transfer: 1/(T-1) Σ_{j<T} (a[T, j] - a[j, j]) (Lopez-Paz & Ranzato 2017)."""
     matrix = _matrix(a)

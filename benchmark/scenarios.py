@@ -115,6 +115,8 @@ class Scenario:
         class_order: which labels make up a task: `fixed`, in the order of the labels, or `shuffled` per seed.
         validation: share of each label's training images, drawn per seed, that is not trained on but tested on, in
             place of the test images: for choosing hyperparameters. 0: all are trained on, and test images tested on.
+        before: tasks of the whole sequence that come before these, where this is a part of it; see `part`.
+        whole: tasks of the whole sequence; 0: this is the whole.
     """
 
     name: str
@@ -125,11 +127,34 @@ class Scenario:
     split: bool = False
     class_order: Literal["fixed", "shuffled"] = "fixed"
     validation: float = 0.0
+    before: int = 0
+    whole: int = 0
 
     @property
     def tasks(self) -> int:
         """Number of tasks."""
         return len(self.sets)
+
+    def part(self, first: int, last: int) -> Scenario:
+        """Some of the tasks, each as it is in the whole sequence; only the outputs of absent tasks are not there.
+
+        Args:
+            first: number of the first task to keep.
+            last: number of the last.
+
+        Raises:
+            ValueError: there are no such tasks.
+        """
+        if not 1 <= first <= last <= self.tasks:
+            raise ValueError(f"scenario {self.name!r}: expected tasks from 1 to {self.tasks}, got {first} to {last}")
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} ({first} to {last})",
+            sets=self.sets[first - 1 : last],
+            angles=self.angles[first - 1 : last],
+            before=self.before + first - 1,
+            whole=self.whole or self.tasks,
+        )
 
     def spec(self) -> dict[str, Any]:
         """What determines the tasks, for run keys."""
@@ -167,7 +192,7 @@ class Scenario:
         if not self.split:
             return int(counts.sum())
         if self.class_order == "shuffled":
-            return round(int(counts.sum()) / self.tasks)
+            return round(int(counts.sum()) / (self.whole or self.tasks))
         return int(counts[self._classes(task, 0, images.classes)].sum())
 
     def view(self, task: int, seed: int, images: ImageSet, heads: Heads) -> View:
@@ -219,26 +244,29 @@ class Scenario:
             seed: of the run.
             pixels: values an image.
         """
-        if self.permuted == "no" or (self.permuted == "later" and task == 1):
+        place = self.before + task
+        if self.permuted == "no" or (self.permuted == "later" and place == 1):
             return None
-        return torch.randperm(pixels, generator=generator(seed, "pixels", task))
+        return torch.randperm(pixels, generator=generator(seed, "pixels", place))
 
     def _share(self, classes: int) -> int:
         if not self.split:
             return classes
-        if classes % self.tasks:
+        tasks = self.whole or self.tasks
+        if classes % tasks:
             raise ValueError(
-                f"scenario {self.name!r}: {classes} labels do not divide evenly among {self.tasks} tasks; "
+                f"scenario {self.name!r}: {classes} labels do not divide evenly among {tasks} tasks; "
                 f"choose tasks = {', '.join(str(n) for n in range(1, classes + 1) if classes % n == 0)}"
             )
-        return classes // self.tasks
+        return classes // tasks
 
     def _classes(self, task: int, seed: int, classes: int) -> Tensor:
         """The labels that make up a task of a split set, in the order of their outputs."""
         share, order = self._share(classes), torch.arange(classes)
         if self.class_order == "shuffled":
             order = torch.randperm(classes, generator=generator(seed, "classes"))
-        return order[(task - 1) * share : task * share]
+        place = self.before + task
+        return order[(place - 1) * share : place * share]
 
 
 def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:

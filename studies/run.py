@@ -1,0 +1,229 @@
+"""A study from file to answer: trials in stacks, then the chosen settings once on the test set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from scipy import stats
+
+from benchmark import environment, harness, models, plan, scenarios
+from benchmark.config import Entry
+from benchmark.data import ImageSet
+from benchmark.experiment import common
+from benchmark.results import Record, Store, text_fields
+from benchmark.runs import Run
+from benchmark.scenarios import Scenario
+from studies import objectives
+from studies.search import Searcher
+from studies.spec import Study
+
+Say = Callable[[str], None]
+WITHIN = 0.01  # of the best value: how far λ may be off and cost no more than a point
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study found for one strategy.
+
+    Attributes:
+        label: of the strategy.
+        params: the chosen setting; empty if no trial ended well.
+        trials: that counted, and how many of them failed.
+        promised: the objective's mean over tuning seeds, by name.
+        tested: its values over the test seeds, by name; none for a run that diverged.
+        flat: for each number searched, the range of trials within a point of the best; empty with two objectives.
+        tuned_on_test: the protocol let trials see the test set.
+    """
+
+    label: str
+    params: dict[str, Any]
+    trials: tuple[int, int]
+    promised: dict[str, float]
+    tested: dict[str, list[float]]
+    flat: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tuned_on_test: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study left behind.
+
+    Attributes:
+        answers: one a strategy.
+        folder: of the tables of all runs.
+        seconds: wall time in all, and that of training.
+    """
+
+    answers: list[Answer]
+    folder: Path
+    seconds: tuple[float, float]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of Student's 95% interval; NaN for the width of fewer than two."""
+    mean = float(np.mean(values)) if values else float("nan")
+    if len(values) < 2:
+        return mean, float("nan")
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+class _Trainer:
+    """Trains runs that are not on disk yet, and keeps the time that takes."""
+
+    def __init__(
+        self, store: Store, device: torch.device, data_dir: Path | None, say: Say, listener: harness.Listener | None
+    ) -> None:
+        self._store, self._device, self._data_dir, self._say = store, device, data_dir, say
+        self._listener = listener
+        self._images: dict[Scenario, list[ImageSet]] = {}
+        self.seconds = 0.0
+
+    def __call__(self, runs: list[Run]) -> dict[str, Record]:
+        """Records of these runs, of one scenario, by key."""
+        todo = list({r.key: r for r in runs if r.key not in self._store.records}.values())
+        if todo:
+            self._train(todo)
+        return {r.key: self._store.records[r.key] for r in runs}
+
+    def _train(self, runs: list[Run]) -> None:
+        tasks, started = self._load(runs[0].scenario), time.perf_counter()
+        settings = common([text_fields(r) for r in runs])
+        self._store.describe(settings, environment.describe(self._device, tasks))
+        made = plan.make(runs, tasks, self._device)
+        for _ in harness.execute(made, tasks, self._device, self._listener, keep=self._store.add):
+            pass
+        self.seconds += time.perf_counter() - started
+
+    def _load(self, scenario: Scenario) -> list[ImageSet]:
+        if scenario not in self._images:
+            tasks = scenarios.load(scenario, self._data_dir, self._say)
+            self._images[scenario] = tasks
+        return self._images[scenario]
+
+
+def run(
+    study: Study,
+    *,
+    out: Path,
+    storage: str,
+    device: torch.device,
+    resume: bool = False,
+    suffix: str = "",
+    data_dir: Path | None = None,
+    say: Say = lambda line: None,
+    listener: harness.Listener | None = None,
+) -> Outcome:
+    """Search each strategy's space with the same number of trials, then test the best setting of each.
+
+    Args:
+        study: what to do.
+        out: runs go to `out/<name>/`, as those of an experiment do.
+        storage: an Optuna storage URL.
+        device: where to train.
+        resume: continue a study of that name.
+        suffix: of the name of another study of the same file.
+        data_dir: as for `data.load`.
+        say: takes one line for each thing worth knowing.
+        listener: hears about progress, from several threads.
+
+    Raises:
+        StudyError: the study cannot be opened or continued.
+        ResultsError: the results cannot be written.
+        DataError: the images cannot be had.
+    """
+    started = time.perf_counter()
+    searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
+    with Store(out / (study.name + suffix)) as store:
+        train = _Trainer(store, device, data_dir, say, listener)
+        tasks = scenarios.load(study.experiment.scenario, data_dir, say)
+        heads = study.experiment.scenario.heads(tasks)
+        models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
+        _search(study, searchers, train, started, say)
+        answers = _test(study, searchers, train, say)
+    return Outcome(answers, store.folder, (time.perf_counter() - started, train.seconds))
+
+
+def _search(study: Study, searchers: list[Searcher], train: _Trainer, started: float, say: Say) -> None:
+    """Ask every strategy for a batch of trials, train all of them together, tell; until the budget is spent."""
+    timeout = study.table.timeout or float("inf")
+    while time.perf_counter() - started < timeout:
+        asked = [(searcher, trial) for searcher in searchers for trial in searcher.ask()]
+        if not asked:
+            return
+        entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
+        runs = [_runs(study, entry, study.tuning, study.tuning_seeds) for entry in entries]
+        records = train([run for each in runs for run in each])
+        for (searcher, trial), each in zip(asked, runs, strict=True):
+            searcher.tell(trial, [_seed(study, records[run.key]) for run in each])
+        for searcher in searchers:
+            say(_progress(study, searcher))
+    say(f"stopped after {timeout:g} s: the trials that are there decide")
+
+
+def _test(study: Study, searchers: list[Searcher], train: _Trainer, say: Say) -> list[Answer]:
+    """The best setting of each strategy, retrained on all training images with seeds of its own."""
+    chosen = {s.search.label: best for s in searchers if (best := s.best()) is not None}
+    runs = {
+        s.search.label: _runs(study, study.entry(s.search, best.params), study.reported, study.test_seeds)
+        for s in searchers
+        if (best := chosen.get(s.search.label)) is not None
+    }
+    say(f"testing the best setting of each strategy, seeds {', '.join(map(str, study.test_seeds))}")
+    records = train([run for each in runs.values() for run in each]) if runs else {}
+    answers = []
+    for searcher in searchers:
+        label, failed = searcher.search.label, len(searcher.ended) - len(searcher.complete)
+        best = chosen.get(label)
+        finished = [records[r.key] for r in runs.get(label, []) if records[r.key].status == "finished"]
+        answers.append(
+            Answer(
+                label=label,
+                params=dict(best.params) if best else {},
+                trials=(len(searcher.ended), failed),
+                promised=dict(zip(study.objectives, best.values, strict=True)) if best else {},
+                tested={name: [objectives.value(name, r.accuracy) for r in finished] for name in study.objectives},
+                flat=_flat(study, searcher, best),
+                tuned_on_test=study.table.protocol == "test-oracle",
+            )
+        )
+    return answers
+
+
+def _runs(study: Study, entry: Entry, scenario: Scenario, seeds: tuple[int, ...]) -> list[Run]:
+    model = study.experiment.model
+    return [Run(scenario, model, entry.recipe, entry.strategy, entry.name, entry.label, seed) for seed in seeds]
+
+
+def _seed(study: Study, record: Record) -> dict[str, Any]:
+    found = {name: objectives.value(name, record.accuracy) for name in study.objectives}
+    finite = {name: v if np.isfinite(v) else None for name, v in found.items()}  # JSON has no NaN
+    return {"seed": record.seed, "run_key": record.run_key, "status": record.status, **finite}
+
+
+def _progress(study: Study, searcher: Searcher) -> str:
+    best, label = searcher.best(), searcher.search.label
+    done = f"{label}: {len(searcher.ended)} of {study.table.trials} trials"
+    if best is None:
+        return f"{done}, none ended well"
+    values = ", ".join(f"{name} {100 * v:.2f}" for name, v in zip(study.objectives, best.values, strict=True))
+    return f"{done}, best {values} at {shown(best.params)}"
+
+
+def shown(params: dict[str, Any]) -> str:
+    """`lam=1.2e+04, estimator=exact`."""
+    return ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
+
+
+def _flat(study: Study, searcher: Searcher, best: optuna.trial.FrozenTrial | None) -> dict[str, tuple[float, float]]:
+    if best is None or len(study.objectives) > 1:
+        return {}
+    near = [t for t in searcher.complete if abs(t.values[0] - best.values[0]) <= WITHIN]
+    numbers = [k for k, v in best.params.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return {k: (min(t.params[k] for t in near), max(t.params[k] for t in near)) for k in numbers}

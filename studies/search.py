@@ -1,0 +1,184 @@
+"""Optuna, asked and told a batch at a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from studies import objectives
+from studies.spec import Search, Study
+
+ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+DESCRIPTION, SEEDS = "description", "seeds"
+DECADES = 6  # a range that begins at 0 has no smallest decade: its grid goes down this many from its end
+
+
+class StudyError(Exception):
+    """A study that cannot be opened or continued."""
+
+
+class Searcher:
+    """One strategy's Optuna study.
+
+    Args:
+        study: what the file says.
+        search: the strategy and its ranges.
+        storage: an Optuna storage URL.
+        resume: continue a study of that name.
+        suffix: told apart from an older study of the same name by this.
+
+    Raises:
+        StudyError: there is one of that name already, or it searches something else, or the storage cannot be used.
+    """
+
+    def __init__(self, study: Study, search: Search, storage: str, *, resume: bool, suffix: str = "") -> None:
+        self.study, self.search, self._name = study, search, f"{study.name}{suffix}/{search.label}"
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            known = optuna.get_all_study_names(storage)
+            if self._name in known and not resume:
+                raise StudyError(f"there is a study {self._name!r}: --resume continues it, --new starts another")
+            self.optuna = optuna.create_study(
+                storage=storage,
+                study_name=self._name,
+                load_if_exists=True,
+                sampler=self._sampler(),
+                directions=[objectives.direction(name) for name in study.objectives],
+            )
+            self._described()
+            self._orphans()
+            if not self.optuna.trials:
+                for params in grid(search, min(study.table.batch, study.table.trials)):
+                    self.optuna.enqueue_trial(params)
+        except StudyError:
+            raise
+        except Exception as error:  # SQLAlchemy's, Optuna's own, the driver's: all mean the storage
+            raise StudyError(f"the Optuna storage cannot be used: {' '.join(str(error).split())[:300]}") from error
+
+    @property
+    def ended(self) -> list[FrozenTrial]:
+        """Trials that count: all that ended, but for those a killed command left behind, which have no seeds."""
+        return [t for t in self.optuna.get_trials(deepcopy=False, states=ENDED) if SEEDS in t.user_attrs]
+
+    @property
+    def complete(self) -> list[FrozenTrial]:
+        """Trials with a value."""
+        return [t for t in self.ended if t.state == TrialState.COMPLETE]
+
+    def ask(self) -> list[optuna.Trial]:
+        """The next batch, empty when the budget is spent."""
+        left = self.study.table.trials - len(self.ended)
+        return [self.optuna.ask(self.search.space) for _ in range(min(left, self.study.table.batch))]
+
+    def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> None:
+        """End a trial.
+
+        Args:
+            trial: from `ask`.
+            seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value.
+        """
+        diverged = [s["seed"] for s in seeds if s["status"] == "diverged"]
+        if diverged:
+            trial.set_user_attr("reason", f"diverged with seeds {', '.join(map(str, diverged))}")
+        trial.set_user_attr(SEEDS, seeds)
+        self._tell(trial.number, seeds)
+
+    def _tell(self, number: int, seeds: list[dict[str, Any]]) -> None:
+        names, diverged = self.study.objectives, any(s["status"] == "diverged" for s in seeds)
+        if diverged and self.study.table.diverged == "fail":
+            self.optuna.tell(number, state=TrialState.FAIL)
+            return
+        worst = [0.0 if objectives.direction(name) == "maximize" else 1.0 for name in names]
+        means = worst if diverged else [float(np.mean([s[name] for s in seeds])) for name in names]
+        self.optuna.tell(number, means)
+
+    def best(self) -> FrozenTrial | None:
+        """The trial to report: of two objectives, the one of the Pareto front whose sum is best."""
+        if not self.complete:
+            return None
+        if len(self.study.objectives) == 1:
+            return self.optuna.best_trial
+        signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]
+        return max(self.optuna.best_trials, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)))
+
+    def _sampler(self) -> BaseSampler:
+        table = self.study.table
+        if table.sampler == "gp":
+            return GPSampler(seed=table.seed, n_startup_trials=table.batch)
+        if table.sampler == "random":
+            return RandomSampler(seed=table.seed)
+        # Constant liar: what is still in training counts as bad, so that a batch spreads.
+        return TPESampler(seed=table.seed, n_startup_trials=table.batch, constant_liar=True)
+
+    def _described(self) -> None:
+        """Refuse to go on with a study that searched something else.
+
+        Raises:
+            StudyError: with what differs.
+        """
+        mine = json.loads(json.dumps(self.study.description(self.search)))
+        there = self.optuna.user_attrs.get(DESCRIPTION)
+        if there is None:
+            self.optuna.set_user_attr(DESCRIPTION, mine)
+        elif there != mine:
+            differs = [
+                f"{k}: {there.get(k)!r} there, {mine.get(k)!r} here"
+                for k in sorted({*there, *mine})
+                if there.get(k) != mine.get(k)
+            ]
+            raise StudyError(
+                f"the study {self._name!r} is another one; --new starts one of its own:\n  " + "\n  ".join(differs)
+            )
+
+    def _orphans(self) -> None:
+        """Trials a killed command left running are failed and their settings asked again, or ended if all is known."""
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if SEEDS in trial.user_attrs:
+                self._tell(trial.number, trial.user_attrs[SEEDS])
+            else:
+                self.optuna.tell(trial.number, state=TrialState.FAIL)
+                self.optuna.enqueue_trial(trial.params)
+
+
+def grid(search: Search, points: int) -> list[dict[str, Any]]:
+    """A first look at the whole space: log-spaced along the first range, with 0 where it begins there.
+
+    Args:
+        search: whose space.
+        points: how many settings.
+
+    Returns:
+        Settings; choices take turns, and ranges but the first are at their geometric or arithmetic middle.
+    """
+    names = list(search.space)
+    first = next((n for n in names if not isinstance(search.space[n], CategoricalDistribution)), None)
+    settings = []
+    for i in range(points):
+        setting: dict[str, Any] = {}
+        for name in names:
+            distribution = search.space[name]
+            if isinstance(distribution, CategoricalDistribution):
+                setting[name] = distribution.choices[i % len(distribution.choices)]
+            elif isinstance(distribution, FloatDistribution | IntDistribution):
+                values = _spread(distribution, points) if name == first else _spread(distribution, 3)[1:2] * points
+                setting[name] = values[i]
+        settings.append(setting)
+    return settings
+
+
+def _spread(distribution: FloatDistribution | IntDistribution, points: int) -> list[float]:
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        values = np.geomspace(low, high, points) if points > 1 else np.array([(low * high) ** 0.5])
+    elif distribution.low == 0 and points > 1:
+        values = np.concatenate([[0.0], np.geomspace(high / 10**DECADES, high, points - 1)])
+    else:
+        values = np.linspace(low, high, points)
+    clipped = [min(max(float(v), low), high) for v in values]
+    return [round(v) for v in clipped] if isinstance(distribution, IntDistribution) else clipped
