@@ -36,6 +36,7 @@ DataDir = Annotated[
     Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
     typer.Option(help="Folder that holds the image files already, in torchvision's layout; also FORGETBENCH_DATA."),
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -46,6 +47,7 @@ class What(StrEnum):
     scenarios = "scenarios"
     models = "models"
     presets = "presets"
+    studies = "studies"
     data = "data"
 
 
@@ -56,7 +58,7 @@ def run(
         Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
         typer.Argument(help="KEY=VALUE ... over the file, such as train.epochs=2 seeds=5.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     out: Out = Path("out"),
     data_dir: DataDir = None,
     tracking_uri: Uri = None,
@@ -110,6 +112,62 @@ def run(
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
     else:
         say(f"MLflow   not delivered; forgetbench sync{_options(tracking_uri, out)}")
+
+
+@app.command()
+def study(
+    preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list studies) or a TOML file.")],
+    overrides: Annotated[
+        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Argument(help="KEY=VALUE ... over the file, such as study.trials=8.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    out: Out = Path("out"),
+    data_dir: DataDir = None,
+    storage: Annotated[
+        Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Option(help="Optuna storage URL.", show_default="sqlite:///OUT/optuna.db"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a study of that name.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Start another study of that name.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tune strategies under a stated protocol, each with the same number of trials, and test the best of each once.
+
+    Example: forgetbench study lambda-permuted-digits study.trials=16
+    """
+    _writable(out)
+    console = _console()
+    from studies import spec
+
+    chosen = spec.load(preset_or_file, overrides or [])
+    from benchmark.environment import resolve_device
+    from benchmark.terminal import Monitor, plain, study_table
+    from studies import run as studying
+    from studies import search
+
+    where, say = resolve_device(device), plain(console)
+    storage = storage or f"sqlite:///{out.resolve() / 'optuna.db'}"
+    say(f"{chosen.name}: {chosen.tuning.name}, protocol {chosen.describe()}, on {where}")
+    with Monitor(console) as monitor:
+        outcome = studying.run(
+            chosen,
+            out=out,
+            storage=storage,
+            device=where,
+            resume=resume,
+            suffix=search.free_suffix(chosen, storage) if new else "",
+            data_dir=data_dir,
+            say=say,
+            planned=monitor.planned,
+            listener=monitor,
+        )
+    console.print()
+    console.print(study_table(outcome.answers))
+    console.print()
+    say(outcome.timing())
+    say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
+    say(f"trials   {storage if '@' not in storage else 'in the storage'}")
 
 
 @app.command("list")
@@ -251,14 +309,17 @@ def _default_uri(out: Path) -> str:
     return f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
-def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
-    from benchmark.results import ResultsError
-    from benchmark.tracking import Tracker
-
+def _writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResultsError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+        _fail(f"cannot write to {out}: {error.strerror}; choose another --out", 2)
+
+
+def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
+    from benchmark.tracking import Tracker
+
+    _writable(out)
     return Tracker(uri or _default_uri(out), name, out / "mlartifacts" / name)
 
 
@@ -298,6 +359,7 @@ def _expected(error: BaseException) -> bool:
         "benchmark.config": "ConfigError",
         "benchmark.results": "ResultsError",
         "benchmark.sources": "DataError",
+        "studies.search": "StudyError",
         "benchmark.tracking": "TrackingError",
     }
     # Only what was imported can have been raised; importing here would cost seconds.

@@ -43,6 +43,10 @@ class Listener(Protocol):
         """A stack went through all tasks; its parameters are stacked in the order of the runs, and not copied."""
 
 
+Prune = Callable[[int, tuple[Run, ...], NDArray[np.float64]], list[bool]]
+"""Task just learnt, runs, their accuracy matrices so far (R, task + 1, T) -> which runs to give up."""
+
+
 class Silent:
     """A listener that does nothing."""
 
@@ -67,11 +71,13 @@ class _Site:
         pool: images of all tasks, on the device.
         listener: hears about progress.
         stop: set when nobody waits for results any more.
+        prune: asked after each task but the first and the last; None gives up no run.
     """
 
     pool: Pool
     listener: Listener
     stop: threading.Event
+    prune: Prune | None = None
 
 
 @dataclass
@@ -84,6 +90,7 @@ class _Branch:
     rows: list[Tensor]  # accuracy matrix so far, each (R, T)
     trace: list[tuple[int, int, Tensor]]
     seconds: list[float]  # training time so far, a run
+    pruned: list[Result] = dataclasses.field(default_factory=list)  # runs given up, which have left the stack
 
 
 def execute(
@@ -92,6 +99,7 @@ def execute(
     device: torch.device,
     listener: Listener | None = None,
     keep: Callable[[list[Result]], object] = lambda results: None,
+    prune: Prune | None = None,
 ) -> Iterator[list[Result]]:
     """Train everything planned.
 
@@ -100,7 +108,9 @@ def execute(
         tasks: images of each task, on any device.
         device: where to train.
         listener: hears about progress, from several threads.
-        keep: called with the results of each stack the moment it ends, in its thread, whatever the caller is doing.
+        keep: called with the results of each stack the moment it ends, in its thread, whatever the caller is doing;
+            those of pruned runs are not results to keep.
+        prune: which runs to give up after a task: they leave their stack, and those that stay train faster.
 
     Yields:
         The results of one stack.
@@ -108,7 +118,7 @@ def execute(
     if not plan.runs:
         return
     scenario = plan.groups[0].stacks[0][0].scenario
-    site = _Site(Pool.of(scenario, tasks, device), listener or Silent(), threading.Event())
+    site = _Site(Pool.of(scenario, tasks, device), listener or Silent(), threading.Event(), prune)
     number = 0
     for group in plan.groups:
         trunks = [
@@ -139,10 +149,12 @@ def _train_stack(
     site.listener.stack_started(number, len(stack), _title(stack))
     branch = _branch_off(sources, group, stack) if sources else _start(stack, site)
     users = Counter(run.trunk for s in group.stacks for run in s)
-    results = _results(_through_tasks(branch, site), users)
-    site.listener.stack_trained(stack, {k: p.detach() for k, p in branch.learner.params.items()})
-    keep(results)
-    return results
+    _through_tasks(branch, site, users)
+    results = _results(branch, users)
+    if branch.runs:
+        site.listener.stack_trained(branch.runs, {k: p.detach() for k, p in branch.learner.params.items()})
+        keep(results)
+    return results + branch.pruned
 
 
 def _title(stack: tuple[Run, ...]) -> str:
@@ -195,8 +207,14 @@ def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tu
     )
 
 
-def _through_tasks(branch: _Branch, site: _Site) -> _Branch:
-    """Train the tasks that are left, consolidating between them."""
+def _through_tasks(branch: _Branch, site: _Site, users: Counter[str]) -> None:
+    """Train the tasks that are left, consolidating between them; the branch moves along.
+
+    Args:
+        branch: a stack, changed in place.
+        site: of the execution.
+        users: how many runs share each trunk.
+    """
     learner, strategy, tasks = branch.learner, branch.runs[0].strategy, len(site.pool.tasks)
     hparams, outputs = _hparams(branch), site.pool.heads.outputs
 
@@ -212,9 +230,43 @@ def _through_tasks(branch: _Branch, site: _Site) -> _Branch:
     for task in range(trained + 1, tasks + 1):
         before, state = state, _train(branch, task, site, state, hparams)
         _check_state(branch, before, state)
+        if 1 < task < tasks and site.prune:
+            state = _pruned(branch, task, site.prune, state, users)
+            if not branch.runs:
+                return
+            hparams = _hparams(branch)
         if task < tasks:
             state = _consolidate(branch, task, site, state, hparams)
-    return branch
+
+
+def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Counter[str]) -> State:
+    """Ask which runs to give up, and take them out of the stack; returns the state of those that stay.
+
+    Args:
+        branch: the stack, changed in place.
+        task: just learnt.
+        prune: whom to ask.
+        state: of the strategy.
+        users: how many runs share each trunk.
+    """
+    given_up = prune(task, branch.runs, torch.stack(branch.rows, dim=1).cpu().numpy())
+    if not any(given_up):
+        return state
+    results = _results(branch, users)
+    branch.pruned += [
+        dataclasses.replace(result, status="pruned") for result, out in zip(results, given_up, strict=True) if out
+    ]
+    stay = [r for r, out in enumerate(given_up) if not out]
+    index = torch.tensor(stay, dtype=torch.int64, device=branch.learner.device)
+    branch.runs = tuple(branch.runs[r] for r in stay)
+    if stay:
+        branch.learner = Learner.branch([(branch.learner, r) for r in stay], branch.runs[0].recipe)
+        branch.feed = Feed(branch.feed.pool, [run.seed for run in branch.runs], branch.runs[0].recipe.dtype)
+    branch.rows = [row[index] for row in branch.rows]
+    branch.trace = [(number, step, accuracy[index]) for number, step, accuracy in branch.trace]
+    branch.seconds = [branch.seconds[r] for r in stay]
+    new: State = tree_map(lambda t: t[index], state)
+    return new
 
 
 def _check_state(branch: _Branch, before: State, after: State) -> None:
@@ -336,7 +388,11 @@ def _measured_by(run: Run) -> tuple[tuple[str, object], ...]:
 
 
 def _results(branch: _Branch, users: Counter[str]) -> list[Result]:
-    matrices: NDArray[np.float64] = torch.stack(branch.rows, dim=1).cpu().numpy()  # (R, T + 1, T)
+    if not branch.runs:
+        return []
+    learnt: NDArray[np.float64] = torch.stack(branch.rows, dim=1).cpu().numpy()  # (R, tasks learnt + 1, T)
+    missing = learnt.shape[2] + 1 - learnt.shape[1]
+    matrices = np.pad(learnt, ((0, 0), (0, missing), (0, 0)), constant_values=np.nan)
     diverged = branch.learner.diverged.tolist()
     trace = [(task, step, accuracy.cpu().numpy()) for task, step, accuracy in branch.trace]
     return [

@@ -12,13 +12,14 @@ def table(what: str) -> Table:
     """One row a thing.
 
     Args:
-        what: strategies, scenarios, models, presets or data.
+        what: strategies, scenarios, models, presets, studies or data.
     """
     made: dict[str, Callable[[], Table]] = {
         "strategies": _strategies,
         "scenarios": _scenarios,
         "models": _models,
-        "presets": _presets,
+        "presets": lambda: _presets("benchmark"),
+        "studies": lambda: _presets("studies"),
         "data": _data,
     }
     return made[what]()
@@ -88,11 +89,11 @@ def _models() -> Table:
     return made
 
 
-def _presets() -> Table:
+def _presets(package: str) -> Table:
     from benchmark import config
 
     made = _new("preset", "what it is for")
-    for name, path in config.presets().items():
+    for name, path in config.presets(package).items():
         comments = [
             line[2:] for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if line.startswith("# ")
         ]

@@ -119,8 +119,8 @@ class Result:
 
     Attributes:
         run: whose result this is.
-        status: `finished`, or `diverged` if loss, parameters or optimiser state stopped being finite.
-        accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged.
+        status: `finished`; `diverged` if loss, parameters or optimiser state stopped being finite; or `pruned`.
+        accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged or was pruned.
         train_seconds: wall time of training (evaluations on the way included, importances not), divided by the runs of
             its stack, and the same of its trunk by the runs that share it; stacks side by side each count in full.
         stack_size: runs that trained together after the first task.

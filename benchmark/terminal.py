@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from benchmark.runs import Run
     from strategies.base import Params
     from strategies.conformance import Case
+    from studies.run import Answer
 
 
 PLAIN_EVERY = 5.0  # seconds between lines where the output is not a terminal
@@ -72,7 +73,9 @@ class Monitor:
         """Learn how much there is to do."""
         if not plan.runs:
             return
-        self._stacks, self._started = plan.stacks, time.monotonic()
+        if self._all is not None:  # a study plans batch after batch
+            self._progress.remove_task(self._all)
+        self._stacks, self._started, self._trained = plan.stacks, time.monotonic(), 0
         self._total = _run_epochs(plan, tasks)
         self._all = self._progress.add_task("training", total=self._total, now="")
         self._console.print(plan.describe(), highlight=False, soft_wrap=True)
@@ -152,6 +155,44 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         extra = [str(row["diverged"] or "")] if diverged else []
         # Brackets of a label are no markup.
         table.add_row(str(row["strategy"]).replace("[", r"\["), str(row["n"]), *by_task, *cells, *extra)
+    return table
+
+
+def study_table(answers: Sequence[Answer]) -> Table:
+    """What a study found, in per cent: the best setting of each strategy, what tuning promised and what the test gave.
+
+    Args:
+        answers: one a strategy.
+    """
+    from studies.run import interval, shown
+
+    n = max((len(values) for a in answers for values in a.tested.values()), default=0)
+    leaky = any(a.tuned_on_test for a in answers)
+    caption = f"tested: mean and 95% interval (Student's t) over n = {n} seeds; gap: tested less promised"
+    table = Table(
+        caption=caption + ("; TUNED ON TEST" if leaky else ""), caption_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("strategy", overflow="fold")
+    table.add_column("best setting", overflow="fold")
+    for name in ("objective", "promised", "tested", "gap", "within 1 point", "trials"):
+        table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=name != "within 1 point")
+    for answer in answers:
+        failed = f", {answer.trials[1]} failed" if answer.trials[1] else ""
+        trials, first = (
+            f"{answer.trials[0]}{failed}",
+            [answer.label.replace("[", r"\["), shown(answer.params) or "none"],
+        )
+        flat = "; ".join(f"{k} {low:.3g} to {high:.3g}" for k, (low, high) in answer.flat.items())
+        for i, (name, promised) in enumerate(answer.promised.items()):
+            mean, half = interval(answer.tested[name])
+            numbers = [
+                f"{100 * promised:.1f}",
+                f"{100 * mean:.1f} ± {100 * half:.1f}",
+                f"{100 * (mean - promised):+.1f}",
+            ]
+            table.add_row(*(first if i == 0 else ["", ""]), name.replace("_", " "), *numbers, flat, "" if i else trials)
+        if not answer.promised:
+            table.add_row(*first, "", "", "", "", "", trials)
     return table
 
 

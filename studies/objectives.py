@@ -40,3 +40,8 @@ def value(name: str, accuracy: Matrix) -> float:
 def direction(name: str) -> Direction:
     """Which way is better."""
     return OBJECTIVES[name][1]
+
+
+def worst(name: str) -> float:
+    """A value that no run falls short of: transfer goes down to -1."""
+    return 1.0 if direction(name) == "minimize" else -1.0 if name in {"bwt", "fwt"} else 0.0

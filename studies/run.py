@@ -21,10 +21,12 @@ from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from studies import objectives
+from studies.pruning import Halving
 from studies.search import Searcher
 from studies.spec import Study
 
 Say = Callable[[str], None]
+Planned = Callable[[plan.Plan, list[ImageSet]], None]
 WITHIN = 0.01  # of the best value: how far λ may be off and cost no more than a point
 
 
@@ -58,12 +60,18 @@ class Outcome:
     Attributes:
         answers: one a strategy.
         folder: of the tables of all runs.
-        seconds: wall time in all, and that of training.
+        seconds: wall time, by what it went into; `all` is the whole.
     """
 
     answers: list[Answer]
     folder: Path
-    seconds: tuple[float, float]
+    seconds: dict[str, float]
+
+    def timing(self) -> str:
+        """One line for people."""
+        whole = self.seconds["all"]
+        parts = [f"{what} {s:.0f} s ({s / whole:.0%})" for what, s in self.seconds.items() if what != "all"]
+        return f"time     {whole:.0f} s: {', '.join(parts)}"
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -78,30 +86,38 @@ class _Trainer:
     """Trains runs that are not on disk yet, and keeps the time that takes."""
 
     def __init__(
-        self, store: Store, device: torch.device, data_dir: Path | None, say: Say, listener: harness.Listener | None
+        self,
+        store: Store,
+        device: torch.device,
+        data_dir: Path | None,
+        say: Say,
+        planned: Planned,
+        listener: harness.Listener | None,
     ) -> None:
         self._store, self._device, self._data_dir, self._say = store, device, data_dir, say
-        self._listener = listener
+        self._planned, self._listener = planned, listener
         self._images: dict[Scenario, list[ImageSet]] = {}
         self.seconds = 0.0
 
-    def __call__(self, runs: list[Run]) -> dict[str, Record]:
-        """Records of these runs, of one scenario, by key."""
+    def __call__(self, runs: list[Run], prune: harness.Prune | None = None) -> dict[str, Record]:
+        """Records of these runs, of one scenario, by key; there is none of a pruned run."""
         todo = list({r.key: r for r in runs if r.key not in self._store.records}.values())
         if todo:
-            self._train(todo)
-        return {r.key: self._store.records[r.key] for r in runs}
+            self._train(todo, prune)
+        return {r.key: self._store.records[r.key] for r in runs if r.key in self._store.records}
 
-    def _train(self, runs: list[Run]) -> None:
-        tasks, started = self._load(runs[0].scenario), time.perf_counter()
+    def _train(self, runs: list[Run], prune: harness.Prune | None) -> None:
+        tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs])
         self._store.describe(settings, environment.describe(self._device, tasks))
         made = plan.make(runs, tasks, self._device)
-        for _ in harness.execute(made, tasks, self._device, self._listener, keep=self._store.add):
+        self._planned(made, tasks)
+        for _ in harness.execute(made, tasks, self._device, self._listener, self._store.add, prune):
             pass
         self.seconds += time.perf_counter() - started
 
-    def _load(self, scenario: Scenario) -> list[ImageSet]:
+    def load(self, scenario: Scenario) -> list[ImageSet]:
+        """The image set of each task."""
         if scenario not in self._images:
             tasks = scenarios.load(scenario, self._data_dir, self._say)
             self._images[scenario] = tasks
@@ -118,6 +134,7 @@ def run(
     suffix: str = "",
     data_dir: Path | None = None,
     say: Say = lambda line: None,
+    planned: Planned = lambda plan, tasks: None,
     listener: harness.Listener | None = None,
 ) -> Outcome:
     """Search each strategy's space with the same number of trials, then test the best setting of each.
@@ -131,6 +148,7 @@ def run(
         suffix: of the name of another study of the same file.
         data_dir: as for `data.load`.
         say: takes one line for each thing worth knowing.
+        planned: called before each batch trains, with what will be trained and on which images.
         listener: hears about progress, from several threads.
 
     Raises:
@@ -141,13 +159,14 @@ def run(
     started = time.perf_counter()
     searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
     with Store(out / (study.name + suffix)) as store:
-        train = _Trainer(store, device, data_dir, say, listener)
+        train = _Trainer(store, device, data_dir, say, planned, listener)
         tasks = scenarios.load(study.experiment.scenario, data_dir, say)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
         _search(study, searchers, train, started, say)
         answers = _test(study, searchers, train, say)
-    return Outcome(answers, store.folder, (time.perf_counter() - started, train.seconds))
+    whole = time.perf_counter() - started
+    return Outcome(answers, store.folder, {"all": whole, "training": train.seconds, "the rest": whole - train.seconds})
 
 
 def _search(study: Study, searchers: list[Searcher], train: _Trainer, started: float, say: Say) -> None:
@@ -159,9 +178,21 @@ def _search(study: Study, searchers: list[Searcher], train: _Trainer, started: f
             return
         entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
         runs = [_runs(study, entry, study.tuning, study.tuning_seeds) for entry in entries]
-        records = train([run for each in runs for run in each])
+        halving = None
+        if study.table.pruning == "halving":
+            owners = [(searcher.search.label, trial.number) for searcher, trial in asked]
+            trials = {run.key: owner for owner, each in zip(owners, runs, strict=True) for run in each}
+            halving = Halving(study.objectives[0], trials, train.load(study.tuning))
+        records = train([run for each in runs for run in each], halving)
         for (searcher, trial), each in zip(asked, runs, strict=True):
-            searcher.tell(trial, [_seed(study, records[run.key]) for run in each])
+            given_up = halving.values.get((searcher.search.label, trial.number)) if halving else None
+            if given_up:
+                seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
+                searcher.prune(trial, seeds, *given_up)
+            else:
+                searcher.tell(trial, [_seed(study, records[run.key]) for run in each])
+        if halving:
+            say(f"pruned {len(halving.values)} of {len(asked)} trials, {halving.saved} run-epochs saved")
         for searcher in searchers:
             say(_progress(study, searcher))
     say(f"stopped after {timeout:g} s: the trials that are there decide")
@@ -179,7 +210,8 @@ def _test(study: Study, searchers: list[Searcher], train: _Trainer, say: Say) ->
     records = train([run for each in runs.values() for run in each]) if runs else {}
     answers = []
     for searcher in searchers:
-        label, failed = searcher.search.label, len(searcher.ended) - len(searcher.complete)
+        label = searcher.search.label
+        failed = sum(t.state == optuna.trial.TrialState.FAIL for t in searcher.ended)
         best = chosen.get(label)
         finished = [records[r.key] for r in runs.get(label, []) if records[r.key].status == "finished"]
         answers.append(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmark.keys import generator_seed
+from benchmark.tracking import redacted
 from studies import objectives
 from studies.spec import Search, Study
 
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
-DESCRIPTION, SEEDS = "description", "seeds"
+DESCRIPTION, SEEDS, REASON = "description", "seeds", "reason"
 DECADES = 6  # a range that begins at 0 has no smallest decade: its grid goes down this many from its end
 
 
@@ -40,15 +44,13 @@ class Searcher:
     def __init__(self, study: Study, search: Search, storage: str, *, resume: bool, suffix: str = "") -> None:
         self.study, self.search, self._name = study, search, f"{study.name}{suffix}/{search.label}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            known = optuna.get_all_study_names(storage)
-            if self._name in known and not resume:
+        with _explained():
+            if self._name in optuna.get_all_study_names(storage) and not resume:
                 raise StudyError(f"there is a study {self._name!r}: --resume continues it, --new starts another")
             self.optuna = optuna.create_study(
                 storage=storage,
                 study_name=self._name,
                 load_if_exists=True,
-                sampler=self._sampler(),
                 directions=[objectives.direction(name) for name in study.objectives],
             )
             self._described()
@@ -56,10 +58,6 @@ class Searcher:
             if not self.optuna.trials:
                 for params in grid(search, min(study.table.batch, study.table.trials)):
                     self.optuna.enqueue_trial(params)
-        except StudyError:
-            raise
-        except Exception as error:  # SQLAlchemy's, Optuna's own, the driver's: all mean the storage
-            raise StudyError(f"the Optuna storage cannot be used: {' '.join(str(error).split())[:300]}") from error
 
     @property
     def ended(self) -> list[FrozenTrial]:
@@ -73,8 +71,12 @@ class Searcher:
 
     def ask(self) -> list[optuna.Trial]:
         """The next batch, empty when the budget is spent."""
-        left = self.study.table.trials - len(self.ended)
-        return [self.optuna.ask(self.search.space) for _ in range(min(left, self.study.table.batch))]
+        known = len(self.ended)
+        # What is asked follows from what was told, not from how often the command was begun.
+        self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
+        asked = min(self.study.table.trials - known, self.study.table.batch)
+        with _explained():
+            return [self.optuna.ask(self.search.space) for _ in range(asked)]
 
     def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> None:
         """End a trial.
@@ -84,17 +86,32 @@ class Searcher:
             seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value.
         """
         diverged = [s["seed"] for s in seeds if s["status"] == "diverged"]
-        if diverged:
-            trial.set_user_attr("reason", f"diverged with seeds {', '.join(map(str, diverged))}")
+        with _explained():
+            if diverged:
+                trial.set_user_attr(REASON, f"diverged with seeds {', '.join(map(str, diverged))}")
+            trial.set_user_attr(SEEDS, seeds)
+            self._tell(trial.number, seeds)
+
+    def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], task: int, value: float) -> None:
+        """End a trial that was given up.
+
+        Args:
+            trial: from `ask`.
+            seeds: of each tuning seed: `seed`, `run_key`, `status`.
+            task: after which it was given up.
+            value: of the objective over the tasks so far.
+        """
+        trial.report(value, task)
+        trial.set_user_attr("reason", f"pruned after task {task}")
         trial.set_user_attr(SEEDS, seeds)
-        self._tell(trial.number, seeds)
+        self.optuna.tell(trial, state=TrialState.PRUNED)
 
     def _tell(self, number: int, seeds: list[dict[str, Any]]) -> None:
         names, diverged = self.study.objectives, any(s["status"] == "diverged" for s in seeds)
         if diverged and self.study.table.diverged == "fail":
             self.optuna.tell(number, state=TrialState.FAIL)
             return
-        worst = [0.0 if objectives.direction(name) == "maximize" else 1.0 for name in names]
+        worst = [objectives.worst(name) for name in names]
         means = worst if diverged else [float(np.mean([s[name] for s in seeds])) for name in names]
         self.optuna.tell(number, means)
 
@@ -107,14 +124,14 @@ class Searcher:
         signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]
         return max(self.optuna.best_trials, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)))
 
-    def _sampler(self) -> BaseSampler:
+    def _sampler(self, seed: int) -> BaseSampler:
         table = self.study.table
         if table.sampler == "gp":
-            return GPSampler(seed=table.seed, n_startup_trials=table.batch)
+            return GPSampler(seed=seed, n_startup_trials=table.batch)
         if table.sampler == "random":
-            return RandomSampler(seed=table.seed)
+            return RandomSampler(seed=seed)
         # Constant liar: what is still in training counts as bad, so that a batch spreads.
-        return TPESampler(seed=table.seed, n_startup_trials=table.batch, constant_liar=True)
+        return TPESampler(seed=seed, n_startup_trials=table.batch, constant_liar=True)
 
     def _described(self) -> None:
         """Refuse to go on with a study that searched something else.
@@ -124,6 +141,8 @@ class Searcher:
         """
         mine = json.loads(json.dumps(self.study.description(self.search)))
         there = self.optuna.user_attrs.get(DESCRIPTION)
+        if there is None and self.optuna.get_trials(deepcopy=False):
+            raise StudyError(f"the study {self._name!r} is not one of forgetbench's; --new starts one of its own")
         if there is None:
             self.optuna.set_user_attr(DESCRIPTION, mine)
         elif there != mine:
@@ -139,11 +158,44 @@ class Searcher:
     def _orphans(self) -> None:
         """Trials a killed command left running are failed and their settings asked again, or ended if all is known."""
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if SEEDS in trial.user_attrs:
+            if SEEDS in trial.user_attrs and not trial.intermediate_values:
                 self._tell(trial.number, trial.user_attrs[SEEDS])
             else:
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
-                self.optuna.enqueue_trial(trial.params)
+                # One killed while it was being asked has not all of its parameters yet.
+                self.optuna.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
+
+
+def free_suffix(study: Study, storage: str) -> str:
+    """What tells another study of this file from those that are there: `-2`, `-3`, ..., or nothing for the first.
+
+    Args:
+        study: the file.
+        storage: an Optuna storage URL.
+
+    Raises:
+        StudyError: the storage cannot be used.
+    """
+    with _explained():
+        known = {name.partition("/")[0] for name in optuna.get_all_study_names(storage)}
+    suffixes = ["", *(f"-{n}" for n in range(2, len(known) + 3))]
+    return next(suffix for suffix in suffixes if study.name + suffix not in known)
+
+
+@contextlib.contextmanager
+def _explained() -> Generator[None, None, None]:
+    """SQLAlchemy, the driver and Optuna fail in their own ways: one error for all, without secrets.
+
+    Raises:
+        StudyError: whatever went wrong.
+    """
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:
+        reason = redacted(" ".join(str(error).split()))[:300]
+        raise StudyError(f"the Optuna storage cannot be used: {reason}") from error
 
 
 def grid(search: Search, points: int) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ class StudyTable(BaseModel):
     tasks: int = Field(2, ge=2)
     tune_on: str | list[str] | dict[str, Any] | None = None
     diverged: Literal["fail", "worst"] = "fail"
+    pruning: Literal["none", "halving"] = "none"
 
     @field_validator("objective")
     @classmethod
@@ -71,6 +72,8 @@ class StudyTable(BaseModel):
             raise ValueError("protocol two-dataset, and no other, needs tune_on: the scenario to tune on")
         if self.sampler == "gp" and isinstance(self.objective, list) and len(self.objective) > 1:
             raise ValueError("sampler gp: expected one objective, got two; take tpe")
+        if self.pruning == "halving" and isinstance(self.objective, list) and len(self.objective) > 1:
+            raise ValueError("pruning halving: expected one objective, got two; take none")
         return self
 
 
@@ -140,6 +143,18 @@ class Study:
         if self.table.protocol == "test-oracle":
             return self.tuning_seeds
         return tuple(range(self.table.seeds, self.table.seeds + self.table.test_seeds))
+
+    def describe(self) -> str:
+        """The protocol in words, as tables and reports state it."""
+        table, share = self.table, f"{100 * self.table.validation:g}% of each label's training images"
+        how = {
+            "validation": f"validation: chosen on {share}",
+            "first-k": f"first-k: chosen on the first {table.tasks} tasks ({share}), reported on the rest",
+            "two-dataset": f"two-dataset: chosen on {self.tuning.name} ({share})",
+            "test-oracle": "test-oracle: TUNED ON TEST, with the seeds reported",
+        }[table.protocol]
+        seeds = f"{table.seeds} tuning seeds, {len(self.test_seeds)} test seeds"
+        return f"{how}; {table.trials} trials a strategy, sampler {table.sampler}, {seeds}"
 
     def entry(self, search: Search, params: dict[str, Any]) -> Entry:
         """A strategy with the hyperparameters of a trial."""
