@@ -1,5 +1,7 @@
 """MLflow: flat runs that the chart view compares at once, tied to one overview run that holds what is common.
 
+Trials of a study are flat too, and the runs of their seeds nest under them.
+
 One process writes, through `MlflowClient` with one batch a run. What is delivered is found out by asking the server, so
 delivering twice is the same as once, and a run cut off in the middle is delivered anew.
 """
@@ -17,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIMEOUT = 10  # seconds until a server that does not answer is said to be down
-KIND, KEY, STATUS, OVERVIEW, OWNER = (
-    f"forgetbench.{name}" for name in ("kind", "run_key", "status", "overview", "owner")
+KIND, KEY, STATUS, REASON, OVERVIEW, OWNER = (
+    f"forgetbench.{name}" for name in ("kind", "run_key", "status", "reason", "overview", "owner")
 )
+PARENT = "mlflow.parentRunId"
+STATUSES = {"finished": "FINISHED", "pruned": "KILLED"}  # anything else: FAILED
 PAGE = 1000  # runs a search request
 
 
@@ -50,6 +55,33 @@ def start_times(runs: Iterable[tuple[str, int]], started: float) -> dict[str, fl
     seeds = list(dict.fromkeys(seed for _, seed in listed))
     ranked = sorted(listed, key=lambda run: seeds.index(run[1]))[::-1]
     return {key: started + rank / 1000 for rank, (key, _) in enumerate(ranked, start=1)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Runs that count as one, which nest under a run of their own.
+
+    Attributes:
+        key: identifies the trial and its outcome.
+        name: of its run.
+        status: `finished`, `diverged` or `pruned`.
+        reason: why it did not finish, or empty.
+        params: what the UI groups by.
+        metrics: what it charts.
+        started: when it was asked, in seconds since the epoch.
+        ended: when its value was known, likewise.
+        runs: one a seed.
+    """
+
+    key: str
+    name: str
+    status: str
+    reason: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    started: float
+    ended: float
+    runs: list[Record]
 
 
 class TrackingError(Exception):
@@ -76,10 +108,10 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         self.uri = uri
-        self._there: dict[str, tuple[str, str]] = {}  # run key -> run id and the overview it is tied to
+        # Kind of run -> key -> run id and the overview it is tied to. This process alone writes: asking once is enough.
+        self._there: dict[str, dict[str, tuple[str, str]]] = {}
         # Whose half-delivered runs these are: several folders, and people, may share a server.
         self._owner = digest([platform.node(), str(artifacts.resolve())])
-        self._asked = False  # this process alone writes: asking once is enough
         self._overview = ""
         _reachable(uri)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -105,7 +137,12 @@ class Tracker:
             )
 
     def deliver(
-        self, records: Iterable[Record], start_times: Mapping[str, float], colours: Mapping[str, str] | None = None
+        self,
+        records: Iterable[Record],
+        start_times: Mapping[str, float],
+        colours: Mapping[str, str] | None = None,
+        *,
+        alone: bool = False,
     ) -> int:
         """Log every record that is not there yet.
 
@@ -113,6 +150,7 @@ class Tracker:
             records: in any order.
             start_times: by run key, in seconds since the epoch; see `start_times`.
             colours: of strategies in the UI, as `#rrggbb` by label.
+            alone: other runs of this overview are results no more, and are tied to it no longer.
 
         Returns:
             How many were new.
@@ -124,10 +162,37 @@ class Tracker:
         new = self.missing(records)
         with self._explained():
             for r in new:
-                self._log(r, int(start_times[r.run_key] * 1000), (colours or {}).get(r.strategy))
-            for run_id in self._strays(records):
-                self._client.set_tag(run_id, OVERVIEW, self._overview)
+                started_ms = int(start_times[r.run_key] * 1000)
+                run_id = self._log(r, started_ms, (colours or {}).get(r.strategy))
+                self._there["run"][r.run_key] = run_id, self._overview
+            self._tie("run", [r.run_key for r in records], alone)
         return len(new)
+
+    def deliver_trials(
+        self, trials: Iterable[Trial], colours: Mapping[str, str] | None = None
+    ) -> dict[str, tuple[str, dict[str, str]]]:
+        """Log every trial that is not there yet, and its runs nested under it.
+
+        Args:
+            trials: in any order.
+            colours: as for `deliver`.
+
+        Returns:
+            Of each trial that was new, by its key: the id of its run, and those of the nested ones by run key.
+
+        Raises:
+            TrackingError: the server stopped answering.
+        """
+        listed = {trial.key: trial for trial in trials}
+        with self._explained():
+            there = self._known("trial")
+            new = {
+                key: self._log_trial(trial, (colours or {}).get(trial.params["strategy"]))
+                for key, trial in listed.items()
+                if key not in there
+            }
+            self._tie("trial", list(listed))
+        return new
 
     def missing(self, records: Iterable[Record]) -> list[Record]:
         """The records that are not there yet, each once.
@@ -138,10 +203,9 @@ class Tracker:
         Raises:
             TrackingError: the server stopped answering.
         """
-        if not self._asked:
-            with self._explained():
-                self._there, self._asked = self._delivered(), True
-        return list({r.run_key: r for r in records if r.run_key not in self._there}.values())
+        with self._explained():
+            there = self._known("run")
+        return list({r.run_key: r for r in records if r.run_key not in there}.values())
 
     def open(self, params: dict[str, str], started: float) -> None:
         """Create the overview run of these settings, or find it: the runs delivered from now on are tied to it.
@@ -164,7 +228,15 @@ class Tracker:
             self._overview = str(run.info.run_id)
             self._batch(self._overview, [], params, {})
 
-    def close(self, tags: dict[str, str], note: str, files: dict[str, Any], tasks: int, strategies: list[str]) -> None:
+    def close(
+        self,
+        tags: dict[str, str],
+        note: str,
+        files: dict[str, Any],
+        tasks: int,
+        strategies: list[str],
+        axes: views.Axes | None = None,
+    ) -> None:
         """Fill the overview run, and what the experiment's page shows.
 
         Args:
@@ -173,6 +245,7 @@ class Tracker:
             files: by name: text, or matplotlib figures.
             tasks: how many the scenario has, for the saved view.
             strategies: labels in the order of the experiment, for the saved view.
+            axes: of a study, for a saved view of its trials, which is then the first to be seen.
 
         Raises:
             TrackingError: the server stopped answering.
@@ -184,46 +257,82 @@ class Tracker:
                     _save(Path(folder) / name, content)
                 self._client.log_artifacts(self._overview, folder)
             self._client.set_terminated(self._overview)
-            link = f"[Strategies compared in charts]({views.path(self.experiment_id).removeprefix('/')})"
-            note = _cut(f"{link}\n\n{note}", 5000)
+            shown = [views.comparison(tasks, strategies, self._overview, views.TESTED if axes else views.VIEW)]
+            if axes:
+                shown.insert(0, views.trials(axes, self._overview))
+            links = [f"[{v.name} in charts]({views.path(self.experiment_id, v.key).removeprefix('/')})" for v in shown]
+            note = _cut(f"{' · '.join(links)}\n\n{note}", 5000)
             self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
-            view = views.comparison(tasks, strategies, self._overview)
-            self._client.set_experiment_tag(self.experiment_id, *view)
+            for view in shown:
+                self._client.set_experiment_tag(self.experiment_id, view.tag, view.value)
 
-    def _strays(self, records: list[Record]) -> list[str]:
-        """Ids of runs that are tied to an overview of older settings, and will be tied to this one."""
+    def _tie(self, kind: str, keys: list[str], alone: bool = False) -> None:
+        """Tie runs to the overview that are tied to one of older settings, and untie others from it if asked to."""
         if not self._overview:
-            return []
-        tied = {r.run_key: self._there[r.run_key] for r in records}
-        self._there |= {key: (run_id, self._overview) for key, (run_id, _) in tied.items()}
-        return [run_id for run_id, overview in tied.values() if overview != self._overview]
+            return
+        there = self._there[kind]
+        for key, (run_id, overview) in list(there.items()):
+            if key in keys:
+                tied = self._overview
+            else:
+                tied = "" if alone and overview == self._overview else overview
+            if tied != overview:
+                self._client.set_tag(run_id, OVERVIEW, tied)
+                there[key] = run_id, tied
 
-    def _delivered(self) -> dict[str, tuple[str, str]]:
+    def _known(self, kind: str) -> dict[str, tuple[str, str]]:
+        if kind not in self._there:
+            self._there[kind] = self._delivered(kind)
+        return self._there[kind]
+
+    def _delivered(self, kind: str) -> dict[str, tuple[str, str]]:
         """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted."""
         found: dict[str, tuple[str, str]] = {}
         token: str | None = None
         while token != "":
             page = self._client.search_runs(
-                [self.experiment_id], f"tags.`{KIND}` = 'run'", max_results=PAGE, page_token=token
+                [self.experiment_id], f"tags.`{KIND}` = '{kind}'", max_results=PAGE, page_token=token
             )
             for run in page:
                 tags = run.data.tags
-                if run.info.status in {"FINISHED", "FAILED"}:
+                if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
                     found[tags[KEY]] = (run.info.run_id, tags.get(OVERVIEW, ""))
                 elif tags.get(OWNER) == self._owner:
-                    self._client.delete_run(run.info.run_id)
+                    self._delete(run.info.run_id)
             token = page.token or ""
         return found
 
-    def _log(self, r: Record, started_ms: int, colour: str | None) -> None:
+    def _delete(self, run_id: str) -> None:
+        """A run and those nested under it."""
+        for child in self._client.search_runs([self.experiment_id], f"tags.`{PARENT}` = '{run_id}'", max_results=PAGE):
+            self._client.delete_run(child.info.run_id)
+        self._client.delete_run(run_id)
+
+    def _log_trial(self, trial: Trial, colour: str | None) -> tuple[str, dict[str, str]]:
         from mlflow.entities import Metric
 
-        tags = {KIND: "run", KEY: r.run_key, STATUS: r.status, OWNER: self._owner}
-        tags |= {OVERVIEW: self._overview} if self._overview else {}
+        tags = {KEY: trial.key, STATUS: trial.status} | ({REASON: trial.reason} if trial.reason else {})
+        started_ms, now = int(trial.started * 1000), int(time.time() * 1000)
+        run_id = self._create("trial", trial.name, started_ms, colour, tags)
+        nested = {r.run_key: self._log(r, started_ms, colour, run_id) for r in trial.runs}
+        self._batch(run_id, [Metric(k, v, now, 0) for k, v in trial.metrics.items()], trial.params, {})
+        # Last, so that a trial that has ended has all of its runs.
+        self._client.set_terminated(run_id, STATUSES.get(trial.status, "FAILED"), int(trial.ended * 1000))
+        self._there["trial"][trial.key] = run_id, self._overview
+        return run_id, nested
+
+    def _create(self, kind: str, name: str, started_ms: int, colour: str | None, tags: dict[str, str]) -> str:
+        tags |= {KIND: kind, OWNER: self._owner}
+        tags |= {OVERVIEW: self._overview} if self._overview and PARENT not in tags else {}
         tags |= {"mlflow.runColor": colour} if colour else {}
-        run = self._client.create_run(
-            self.experiment_id, start_time=started_ms, tags=tags, run_name=f"{r.strategy} seed {r.seed}"
-        )
+        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name=name)
+        return str(run.info.run_id)
+
+    def _log(self, r: Record, started_ms: int, colour: str | None, parent: str = "") -> str:
+        from mlflow.entities import Metric
+
+        tags = {KEY: r.run_key, STATUS: r.status} | ({PARENT: parent} if parent else {})
+        run_id = self._create("seed" if parent else "run", f"{r.strategy} seed {r.seed}", started_ms, colour, tags)
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
         metrics.append(Metric("train_seconds", float(r.facts["train_seconds"]), now, 0))
@@ -233,17 +342,18 @@ class Tracker:
             if np.isfinite(v)
         ]
         params = {"strategy": r.strategy, "seed": str(r.seed), **r.fields, "trunk": r.facts["trunk"]}
-        self._batch(run.info.run_id, metrics, {k: v for k, v in params.items() if v}, {})
-        matrix = {
-            "run_key": r.run_key,
-            "rows": "after task 0..T",
-            "columns": "task 1..T",
-            "accuracy": _listed(r.accuracy),
-        }
-        self._client.log_dict(run.info.run_id, matrix, "accuracy_matrix.json")
+        self._batch(run_id, metrics, {k: v for k, v in params.items() if v}, {})
+        if not parent:  # a trial's runs are many, and their curves hold the same numbers
+            matrix = {
+                "run_key": r.run_key,
+                "rows": "after task 0..T",
+                "columns": "task 1..T",
+                "accuracy": _listed(r.accuracy),
+            }
+            self._client.log_dict(run_id, matrix, "accuracy_matrix.json")
         ended = started_ms + int(float(r.facts["train_seconds"]) * 1000)  # the run's own share of its stack
-        self._client.set_terminated(run.info.run_id, "FINISHED" if r.status == "finished" else "FAILED", ended)
-        self._there[r.run_key] = (run.info.run_id, self._overview)
+        self._client.set_terminated(run_id, STATUSES.get(r.status, "FAILED"), ended)
+        return run_id
 
     def _batch(self, run_id: str, metrics: list[Any], params: dict[str, str], tags: dict[str, str]) -> None:
         """One request where the server's limits allow."""

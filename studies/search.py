@@ -71,11 +71,11 @@ class Searcher:
 
     def ask(self) -> list[optuna.Trial]:
         """The next batch, empty when the budget is spent."""
-        known = len(self.ended)
-        # What is asked follows from what was told, not from how often the command was begun.
-        self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
-        asked = min(self.study.table.trials - known, self.study.table.batch)
         with _explained():
+            known = len(self.ended)
+            # What is asked follows from what was told, not from how often the command was begun.
+            self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
+            asked = min(self.study.table.trials - known, self.study.table.batch)
             return [self.optuna.ask(self.search.space) for _ in range(asked)]
 
     def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> None:
@@ -117,12 +117,10 @@ class Searcher:
 
     def best(self) -> FrozenTrial | None:
         """The trial to report: of two objectives, the one of the Pareto front whose sum is best."""
-        if not self.complete:
-            return None
-        if len(self.study.objectives) == 1:
-            return self.optuna.best_trial
         signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]
-        return max(self.optuna.best_trials, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)))
+        # One told as the worst value is nothing to report, even where all are.
+        front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
+        return max(front, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)), default=None)
 
     def _sampler(self, seed: int) -> BaseSampler:
         table = self.study.table
@@ -218,16 +216,21 @@ def grid(search: Search, points: int) -> list[dict[str, Any]]:
             if isinstance(distribution, CategoricalDistribution):
                 setting[name] = distribution.choices[i % len(distribution.choices)]
             elif isinstance(distribution, FloatDistribution | IntDistribution):
-                values = _spread(distribution, points) if name == first else _spread(distribution, 3)[1:2] * points
-                setting[name] = values[i]
+                setting[name] = _spread(distribution, points)[i] if name == first else _middle(distribution)
         settings.append(setting)
     return settings
+
+
+def _middle(distribution: FloatDistribution | IntDistribution) -> float:
+    low, high = distribution.low, distribution.high
+    middle = (low * high) ** 0.5 if distribution.log else (low + high) / 2
+    return round(middle) if isinstance(distribution, IntDistribution) else middle
 
 
 def _spread(distribution: FloatDistribution | IntDistribution, points: int) -> list[float]:
     low, high = float(distribution.low), float(distribution.high)
     if distribution.log:
-        values = np.geomspace(low, high, points) if points > 1 else np.array([(low * high) ** 0.5])
+        values = np.geomspace(low, high, points) if points > 1 else np.array([_middle(distribution)])
     elif distribution.low == 0 and points > 1:
         values = np.concatenate([[0.0], np.geomspace(high / 10**DECADES, high, points - 1)])
     else:

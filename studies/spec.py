@@ -20,6 +20,7 @@ from benchmark import config, scenarios
 from benchmark.config import ConfigError, Entry, Experiment
 from benchmark.scenarios import Scenario
 from strategies import registry
+from strategies.base import Strategy
 from strategies.registry import did_you_mean
 from studies.objectives import OBJECTIVES
 
@@ -197,6 +198,8 @@ def parse(content: dict[str, Any]) -> Study:
         ConfigError: every error in one message, each with its path.
     """
     errors: list[str] = []
+    if "seeds" in content:
+        errors.append("seeds: a study has study.seeds, of every trial, and study.test_seeds, of the final evaluation")
     table: StudyTable | None = None
     try:
         table = StudyTable.model_validate(content.get("study", {}))
@@ -215,14 +218,26 @@ def parse(content: dict[str, Any]) -> Study:
         # Both ends of every range as an experiment's grid: whatever is wrong with them, its own checks say.
         experiment = config.parse({**rest, "seeds": 1, **({"strategy": ends} if ends else {})})
     except ConfigError as error:
-        errors += config.listed(error)
-    if table and experiment and table.protocol == "first-k" and table.tasks >= experiment.scenario.tasks:
-        errors.append(f"study.tasks: expected less than the scenario's {experiment.scenario.tasks}, got {table.tasks}")
+        # Of a value that is no range already, it is enough to hear that; but not where its key is unknown too.
+        said = {line.partition(": ")[0] for line in errors}
+        errors += [e for e in config.listed(error) if e.partition(": ")[0] not in said or ": unknown key" in e]
+    if table and experiment:
+        errors += _lengths(table, experiment.scenario)
     for label in {s.label for s in searches if [o.label for o in searches].count(s.label) > 1}:
         errors.append(f"strategy: {label!r} is there more than once")
     if errors or table is None or experiment is None:
         raise ConfigError(config.summary(errors, "study"))
     return Study(experiment.name, table, experiment, tuple(searches))
+
+
+def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
+    """What is wrong with the number of tasks: of one alone nothing is forgotten, and λ acts from the second."""
+    if table.protocol == "first-k":
+        left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
+        few = scenario.tasks - table.tasks < 2
+        return [f"study.tasks: expected to leave {left}, got {table.tasks} to tune on"] if few else []
+    lengths = {"scenario": scenario} | ({"study.tune_on": scenarios.resolve(table.tune_on)} if table.tune_on else {})
+    return [f"{path}: expected at least 2 tasks, got 1" for path, each in lengths.items() if each.tasks < 2]
 
 
 def _search(path: str, written: dict[str, Any], errors: list[str]) -> tuple[Search, dict[str, Any]]:
@@ -237,35 +252,51 @@ def _search(path: str, written: dict[str, Any], errors: list[str]) -> tuple[Sear
         What to search, and the table with each range's ends in its place.
     """
     space: dict[str, BaseDistribution] = {}
-    fixed, ends = {}, dict(written)
+    ends = dict(written)
     asked = {k: v for k, v in written.items() if isinstance(v, dict | list)}
-    for key, value in (asked or _declared(written)).items():
-        distribution, ends[key] = _distribution(f"{path}.{key}", value, errors)
+    cls = _strategy(written)
+    ranges = asked or _declared(cls, written)
+    for key, value in ranges.items():
+        distribution, ends[key] = _distribution(f"{path}.{key}", value, _counts(cls, key), errors)
         if distribution is not None:
             space[key] = distribution
     fixed = {k: v for k, v in written.items() if k not in asked}
-    if not space and not errors:
+    if cls and not ranges:
         errors.append(f"{path}: nothing to search; give a range such as lam = {{low = 1.0, high = 1e7, log = true}}")
     label = ",".join(f"{k}={v}" for k, v in fixed.items() if k != "name")
     name = str(written.get("name", ""))
     return Search(f"{name}[{label}]" if label else name, fixed, space), ends
 
 
-def _declared(written: dict[str, Any]) -> dict[str, Any]:
-    """The ranges that the strategy itself declares for tuning, but for what the file fixes."""
+def _strategy(written: dict[str, Any]) -> type[Strategy] | None:
     try:
-        cls = registry.get(str(written.get("name")))
+        return registry.get(str(written.get("name")))
     except ValueError:
-        return {}  # said where the experiment is checked
-    ranges = {f.name: f.metadata["tune"] for f in dataclasses.fields(cls) if f.metadata.get("tune")}
+        return None  # said where the experiment is checked
+
+
+def _declared(cls: type[Strategy] | None, written: dict[str, Any]) -> dict[str, Any]:
+    """The ranges that the strategy itself declares for tuning, but for what the file fixes."""
+    declared = dataclasses.fields(cls) if cls else ()
+    ranges = {f.name: f.metadata["tune"] for f in declared if f.metadata.get("tune")}
     return {k: {"low": low, "high": high, "log": True} for k, (low, high) in ranges.items() if k not in written}
 
 
-def _distribution(path: str, value: Any, errors: list[str]) -> tuple[BaseDistribution | None, list[Any]]:
+def _counts(cls: type[Strategy] | None, key: str) -> bool:
+    """Whether a key takes whole numbers alone: `decay = {low = 0, high = 1}` is no choice between two values."""
+    if key in config.TrainTable.model_fields:
+        return config.TrainTable.model_fields[key].annotation is not float
+    return cls is None or key not in cls.hyperparameters()
+
+
+def _distribution(path: str, value: Any, counts: bool, errors: list[str]) -> tuple[BaseDistribution | None, list[Any]]:
     """An Optuna distribution, and the values that bound it."""
     if isinstance(value, list):
         if not value:
             errors.append(f"{path}: expected at least one choice, got an empty list")
+            return None, [0]
+        if not all(isinstance(v, str | int | float) for v in value):
+            errors.append(f"{path}: expected numbers, words or truth values as choices, got {value!r}")
             return None, [0]
         return CategoricalDistribution(value), value
     low, high, log = value.get("low"), value.get("high"), value.get("log", False)
@@ -279,7 +310,7 @@ def _distribution(path: str, value: Any, errors: list[str]) -> tuple[BaseDistrib
     elif log and low <= 0:
         errors.append(f"{path}: a log range must lie above 0, got low = {low:g}")
     else:
-        whole = type(low) is int and type(high) is int
+        whole = counts and type(low) is int and type(high) is int
         kind = IntDistribution if whole else FloatDistribution
         return kind(low, high, log=log), [low, high]
     return None, [low]

@@ -67,6 +67,17 @@ CASES: dict[str, tuple[Scenario, list[ImageSet]]] = {
         [TWO, ONE],
     ),
     "rotated": (scenario("rotated", tasks=2), [ONE, scenarios.turned(ONE, 90.0)]),
+    "permuted, validated": (dataclasses.replace(scenario("permuted", tasks=3), validation=0.3), [ONE] * 3),
+    "two sets, validated": (
+        dataclasses.replace(scenarios.resolve(["digits", "mnist", "digits"]), validation=0.3),
+        [ONE, TWO, ONE],
+    ),
+    "split, shuffled, validated": (
+        dataclasses.replace(scenario("split", tasks=2, class_order="shuffled"), validation=0.3),
+        [ONE] * 2,
+    ),
+    "part of a permutation": (scenario("permuted", tasks=5).part(3, 5), [ONE] * 3),
+    "part of a split, shuffled": (scenario("split", tasks=3, class_order="shuffled").part(2, 3), [ONE] * 2),
 }
 cases = pytest.mark.parametrize("case", CASES)
 SEEDS = (7, 3, 7, 11)
@@ -81,6 +92,7 @@ def sample(case: str, seed: int, task: int, image: int, part: str = "train") -> 
     """One image of a task's set as the run of a seed sees it, and the output that is right: one at a time, no pool."""
     scenario, sets = CASES[case]
     own = sets[task - 1]
+    part = "train" if scenario.validation else part  # training images are tested on
     pixels, label = getattr(own, f"{part}_x")[image].tolist(), int(getattr(own, f"{part}_y")[image])
     order = scenario.pixel_order(task, seed, 6)
     if order is not None:
@@ -198,6 +210,39 @@ def test_a_set_that_serves_several_tasks_is_held_once():
         held = pool.tasks[number]
         assert torch.equal(held.train_x, own.train_x) and torch.equal(held.test_y, own.test_y)
         assert held.train_x.untyped_storage().data_ptr() == pool.x.untyped_storage().data_ptr()
+
+
+VALIDATED = [case for case, (scenario, _) in CASES.items() if scenario.validation]
+
+
+@pytest.mark.parametrize("case", VALIDATED)
+def test_where_training_images_are_tested_on_no_test_image_is_held(case):
+    scenario, sets = CASES[case]
+    # Images that are nowhere among the training images, and more of them.
+    marked = [
+        dataclasses.replace(own, test_x=torch.full((99, 6), 251, dtype=torch.uint8), test_y=torch.zeros(99).long())
+        for own in dict.fromkeys(sets)
+    ]
+    replaced = dict(zip(dict.fromkeys(sets), marked, strict=True))
+    pool, plain = Pool.of(scenario, [replaced[own] for own in sets], CPU), feed_of(case)
+    for held, own in zip(pool.tasks, sets, strict=True):
+        assert torch.equal(held.test_x, own.train_x) and torch.equal(held.test_y, own.train_y)
+    feed = Feed(pool, SEEDS, torch.float64)
+    for task in range(1, len(sets) + 1):
+        for (x, y), (before, labels) in zip(feed.test(task, 5), plain.test(task, 5), strict=True):
+            assert torch.equal(x, before) and torch.equal(y, labels)
+
+
+@pytest.mark.parametrize("case", VALIDATED)
+def test_no_image_is_both_trained_and_tested_on_in_any_task_of_a_run(case):
+    for seed in SEEDS:
+        _, sets = CASES[case]
+        for own in dict.fromkeys(sets):
+            tasks = [task for task in range(1, len(sets) + 1) if sets[task - 1] is own]
+            trained = {image for task in tasks for image in images_of(case, seed, task)}
+            tested = {image for task in tasks for image in images_of(case, seed, task, "test")}
+            assert trained and tested and not trained & tested
+            assert trained | tested == set(range(len(own.train_y)))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_first_experiment_and_the_strategy_of_ones_own_run(tmp_path):
-    first, _, entry = blocks("toml")
+    first, _, _, entry = blocks("toml")
     (tmp_path / "mine.py").write_text(next(b for b in blocks("python") if "class Magnitude" in b))
     (tmp_path / "first.toml").write_text(first + entry)
     small = ("seeds=1", "train.epochs=1", "scenario.tasks=2")
@@ -46,6 +46,21 @@ def make(shape, outputs, depth=1):
     values = shape[0] * shape[1] * shape[2]
     return nn.Sequential(nn.Flatten(), *(nn.Linear(values, values) for _ in range(depth)), nn.Linear(values, outputs))
 """
+
+
+def test_the_study_runs(tmp_path):
+    (tmp_path / "my-study.toml").write_text(blocks("toml")[2])
+    small = (
+        "study.trials=2",
+        "study.batch=2",
+        "study.seeds=1",
+        "study.test_seeds=2",
+        "train.epochs=1",
+        "scenario.tasks=2",
+    )
+    done = forgetbench("study", "my-study.toml", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 trials" in done.stdout and "promised" in done.stdout
 
 
 def test_every_scenario_and_model_of_the_examples_can_be_had(tmp_path, monkeypatch):

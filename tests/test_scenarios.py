@@ -382,6 +382,173 @@ def test_a_task_that_is_not_split_shows_every_image() -> None:
     ]
 
 
+# Training images held out for choosing hyperparameters
+
+
+def validated(scenario: Scenario, share: float = 0.25) -> Scenario:
+    return dataclasses.replace(scenario, validation=share)
+
+
+def rows(view: View, part: str) -> list[int]:
+    found: Tensor | None = getattr(view, part)
+    assert found is not None
+    return found.tolist()
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([(1, 3), (2, 1), (2, 2), (3, 2)]),
+    st.sampled_from(["task", "domain", "class"]),
+    st.sampled_from(["fixed", "shuffled"]),
+    st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.99]),
+    st.integers(0, 2**31),
+    st.data(),
+)
+def test_a_share_of_every_label_is_tested_on_and_the_rest_trained_on(
+    size: tuple[int, int], incremental: str, class_order: str, share: float, seed: int, drawn: st.DataObject
+) -> None:
+    tasks, labels = size
+    counts = drawn.draw(st.lists(st.integers(1, 30), min_size=tasks * labels, max_size=tasks * labels))
+    images, whole = made(counts), split(tasks, incremental, class_order)
+    found = views(validated(whole, share), images, seed)
+    trained, tested = (sum((rows(view, part) for view in found), []) for part in ("train", "test"))
+    assert sorted(trained + tested) == list(range(sum(counts)))
+    held = images.train_y[tested].bincount(minlength=len(counts)).tolist()
+    for count, out in zip(counts, held, strict=True):
+        assert abs(out - share * count) <= 0.5 or out == (1 if share * count < 1 else count - 1)
+        assert (out >= 1) == (count >= 2) and out < count  # something to test on, and always something to train on
+    # What a task is made of stays as it is, and only the images of the task change hands.
+    for view, before in zip(found, views(whole, images, seed), strict=True):
+        assert torch.equal(view.labels, before.labels) and view.order is None
+        assert sorted(rows(view, "train") + rows(view, "test")) == rows(before, "train")
+
+
+def test_a_tenth_of_each_digit_is_held_out() -> None:
+    digits = data.load("digits")
+    scenario = validated(scenarios.resolve({"name": "split-digits", "incremental": "task"}), 0.1)
+    tested = sum((rows(view, "test") for view in views(scenario, digits)), [])
+    held, all_of_them = (digits.train_y[index].bincount().tolist() for index in (tested, slice(None)))
+    assert held == [round(0.1 * count) for count in all_of_them] and min(held) >= 14
+
+
+@pytest.mark.parametrize("name", ["permuted-digits", "rotated-digits"])
+@pytest.mark.parametrize("incremental", ["task", "domain", "class"])
+def test_all_tasks_of_one_set_hold_the_same_images_out(name: str, incremental: str) -> None:
+    scenario = validated(scenarios.resolve({"name": name, "tasks": 3, "incremental": incremental}))
+    tasks = scenarios.load(scenario)
+    heads = scenario.heads(tasks)
+    found = [scenario.view(task, 3, tasks[task - 1], heads) for task in (1, 2, 3)]
+    assert all(rows(view, part) == rows(found[0], part) for view in found for part in ("train", "test"))
+    assert not set(rows(found[0], "train")) & set(rows(found[0], "test"))
+    before = dataclasses.replace(scenario, validation=0.0)
+    for task, view in enumerate(found, 1):
+        plain = before.view(task, 3, tasks[task - 1], heads)
+        for mine, its in ((view.order, plain.order), (view.labels, plain.labels)):
+            assert (mine is None and its is None) or torch.equal(mine, its)
+
+
+def test_the_seed_and_the_set_decide_which_images_are_held_out_and_nothing_else() -> None:
+    images, scenario = made([40, 40]), validated(PERMUTED)
+
+    def held(seed: int, images: ImageSet = images, scenario: Scenario = scenario) -> tuple[int, ...]:
+        torch.rand(3)  # what else is drawn changes nothing
+        return tuple(rows(views(scenario, images, seed)[0], "test"))
+
+    assert len({held(seed) for seed in range(10)}) == 10
+    assert held(3) == held(3) == held(3, scenario=validated(split(2, "domain").part(1, 1))) + tuple(
+        row for row in held(3) if images.train_y[row] == 1
+    ) or set(held(3, scenario=validated(split(2, "domain").part(1, 1)))) < set(held(3))
+    assert held(3) != held(3, dataclasses.replace(images, name="another"))
+    others = dataclasses.replace(images, test_x=images.test_x[:0], test_y=images.test_y[:0])
+    assert held(3, others) == held(3)  # test images have no say
+
+
+def test_held_out_images_never_change_from_release_to_release() -> None:
+    y = torch.arange(12) % 2
+    x = torch.zeros(12, 4, dtype=torch.uint8)
+    images = ImageSet("pinned", x, y, x[:1], y[:1], shape=(1, 2, 2), classes=2, scale=255.0)
+    assert rows(views(validated(PERMUTED), images, 0)[0], "test") == []
+
+
+def test_steps_are_counted_by_what_is_left_to_train_on() -> None:
+    images = made([8, 16, 24, 4, 1, 9])
+    assert [validated(PERMUTED).size(task, images) for task in (1, 2)] == [47, 47]
+    assert [validated(split(3)).size(task, images) for task in (1, 2, 3)] == [18, 21, 8]
+    assert [validated(split(3, class_order="shuffled")).size(task, images) for task in (1, 2, 3)] == [16, 16, 16]
+    for scenario in (PERMUTED, split(3)):
+        for task, view in enumerate(views(validated(scenario), images), 1):
+            assert len(rows(view, "train")) == validated(scenario).size(task, images)
+
+
+def test_what_is_held_out_is_part_of_the_spec() -> None:
+    specs = [dataclasses.replace(PERMUTED, validation=share).spec() for share in (0.0, 0.1, 0.2)]
+    assert len({str(spec) for spec in specs}) == 3
+
+
+# Parts of a sequence
+
+WHOLES = {
+    "permuted": {"name": "permuted-digits", "tasks": 4},
+    "all permuted": {"name": "permuted-digits", "tasks": 4, "first": "permuted"},
+    "permuted with heads": {"name": "permuted-digits", "tasks": 4, "incremental": "task"},
+    "rotated": {"name": "rotated-digits", "angles": [0, 30, 60, 90]},
+    "sets side by side": {"sets": ["digits"] * 4, "incremental": "class"},
+    **{
+        f"split, {incremental}, {order}": {
+            "name": "split-digits", "tasks": 5, "incremental": incremental, "class_order": order,
+        }
+        for incremental in ("task", "domain", "class")
+        for order in ("fixed", "shuffled")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize("case", WHOLES)
+def test_a_part_shows_its_tasks_as_the_whole_does_and_has_outputs_for_them_alone(case: str, share: float) -> None:
+    whole = validated(scenarios.resolve(WHOLES[case]), share)
+    tasks = scenarios.load(whole)
+    for first, last in ((1, 2), (2, 4), (3, 3), (1, whole.tasks)):
+        part = whole.part(first, last)
+        own = scenarios.load(part)
+        assert part.tasks == len(own) == last - first + 1
+        heads, all_heads = part.heads(own), whole.heads(tasks)
+        sizes = [end - start for start, end in all_heads.blocks[first - 1 : last]]
+        assert heads.outputs == (max(sizes) if whole.incremental == "domain" else sum(sizes))
+        before = all_heads.blocks[first - 1][0]
+        assert heads.blocks == tuple((a - before, b - before) for a, b in all_heads.blocks[first - 1 : last])
+        for task, seed in ((task, seed) for task in range(1, part.tasks + 1) for seed in (0, 7)):
+            images = tasks[first + task - 2]
+            assert torch.equal(own[task - 1].train_x, images.train_x)
+            assert part.size(task, images) == whole.size(first + task - 1, images)
+            mine, its = part.view(task, seed, images, heads), whole.view(first + task - 1, seed, images, all_heads)
+            for name in ("train", "test", "order"):
+                a, b = getattr(mine, name), getattr(its, name)
+                assert (a is None and b is None) or torch.equal(a, b), name
+            outputs = [torch.arange(10) if v.labels is None else v.labels for v in (mine, its)]
+            assert torch.equal(outputs[0], torch.where(outputs[1] < 0, -1, outputs[1] - before))
+
+
+def test_a_part_of_a_part_is_a_part_of_the_whole() -> None:
+    for table in WHOLES.values():
+        whole = scenarios.resolve(table)
+        nested, direct = whole.part(2, 4).part(2, 3), whole.part(3, 4)
+        assert dataclasses.replace(nested, name="") == dataclasses.replace(direct, name="")
+        assert nested.spec() == direct.spec() != whole.spec()
+
+
+def test_parts_of_different_places_are_told_apart_in_run_keys() -> None:
+    specs = [str(PERMUTED.part(first, first + 1).spec()) for first in (1, 2, 3)] + [str(PERMUTED.spec())]
+    shorter = scenarios.resolve({"name": "permuted-digits", "tasks": 2})
+    assert len({*specs, str(shorter.spec())}) == 5
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (3, 2), (1, 6), (6, 6), (-1, 1)])
+def test_tasks_that_are_not_there_make_no_part(first: int, last: int) -> None:
+    with pytest.raises(ValueError, match=rf"'permuted-digits': expected tasks from 1 to 5, got {first} to {last}"):
+        PERMUTED.part(first, last)
+
+
 # Which outputs compete
 
 
