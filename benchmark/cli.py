@@ -148,25 +148,29 @@ def study(
 
     where, say = resolve_device(device), plain(console)
     storage = storage or f"sqlite:///{out.resolve() / 'optuna.db'}"
-    say(f"{chosen.name}: {chosen.tuning.name}, protocol {chosen.describe()}, on {where}")
+    outcomes = []
     with Monitor(console) as monitor:
-        outcome = studying.run(
-            chosen,
-            out=out,
-            storage=storage,
-            device=where,
-            resume=resume,
-            suffix=search.free_suffix(chosen, storage) if new else "",
-            data_dir=data_dir,
-            say=say,
-            planned=monitor.planned,
-            listener=monitor,
-        )
+        for each in chosen:
+            say(f"{each.name}: {each.tuning.name}, {each.describe()}, on {where}")
+            outcome = studying.run(
+                each,
+                out=out,
+                storage=storage,
+                device=where,
+                resume=resume,
+                suffix=search.free_suffix(each, storage) if new else "",
+                data_dir=data_dir,
+                say=say,
+                planned=monitor.planned,
+                listener=monitor,
+            )
+            outcomes.append(outcome)
     console.print()
-    console.print(study_table(outcome.answers))
+    console.print(study_table([answer for outcome in outcomes for answer in outcome.answers]))
     console.print()
-    say(outcome.timing())
-    say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
+    for outcome in outcomes:
+        say(outcome.timing())
+        say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
     say(f"trials   {storage if '@' not in storage else 'in the storage'}")
 
 

@@ -166,11 +166,15 @@ def study_table(answers: Sequence[Answer]) -> Table:
     """
     from studies.run import interval, shown
 
-    n = max((len(values) for a in answers for values in a.tested.values()), default=0)
-    leaky = any(a.tuned_on_test for a in answers)
+    counts = sorted({len(values) for a in answers for values in a.tested.values()})
+    n = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
+    protocols = {a.protocol for a in answers}
     caption = f"tested: mean and 95% interval (Student's t) over n = {n} seeds; gap: tested less promised"
     table = Table(
-        caption=caption + ("; TUNED ON TEST" if leaky else ""), caption_justify="left", box=None, pad_edge=False
+        caption=caption + ("; test-oracle is TUNED ON TEST" if "test-oracle" in protocols else ""),
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
     )
     table.add_column("strategy", overflow="fold")
     table.add_column("best setting", overflow="fold")
@@ -178,10 +182,8 @@ def study_table(answers: Sequence[Answer]) -> Table:
         table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=name != "within 1 point")
     for answer in answers:
         failed = f", {answer.trials[1]} failed" if answer.trials[1] else ""
-        trials, first = (
-            f"{answer.trials[0]}{failed}",
-            [answer.label.replace("[", r"\["), shown(answer.params) or "none"],
-        )
+        label = answer.label.replace("[", r"\[") + (f"\n{answer.protocol}" if len(protocols) > 1 else "")
+        trials, first = f"{answer.trials[0]}{failed}", [label, shown(answer.params) or "none"]
         flat = "; ".join(f"{k} {low:.3g} to {high:.3g}" for k, (low, high) in answer.flat.items())
         for i, (name, promised) in enumerate(answer.promised.items()):
             mean, half = interval(answer.tested[name])

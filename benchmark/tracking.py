@@ -271,14 +271,13 @@ class Tracker:
         if not self._overview:
             return
         there = self._there[kind]
-        for key, (run_id, overview) in list(there.items()):
-            if key in keys:
-                tied = self._overview
-            else:
-                tied = "" if alone and overview == self._overview else overview
-            if tied != overview:
-                self._client.set_tag(run_id, OVERVIEW, tied)
-                there[key] = run_id, tied
+        others = {key for key, (_, overview) in there.items() if overview == self._overview} - {*keys}
+        wanted = dict.fromkeys(keys, self._overview) | (dict.fromkeys(others, "") if alone else {})
+        for key, wanted_overview in wanted.items():
+            run_id, overview = there[key]
+            if overview != wanted_overview:
+                self._client.set_tag(run_id, OVERVIEW, wanted_overview)
+                there[key] = run_id, wanted_overview
 
     def _known(self, kind: str) -> dict[str, tuple[str, str]]:
         if kind not in self._there:

@@ -48,7 +48,7 @@ class Axes:
     searched: tuple[tuple[str, str], ...]
     common: tuple[tuple[str, str], ...]
     measured: tuple[str, ...]
-    plane: tuple[str, ...] = ()
+    plane: tuple[str, str] | None = None
 
 
 def comparison(tasks: int, strategies: Iterable[str] = (), overview: str = "", key: str = VIEW) -> View:
@@ -90,7 +90,10 @@ def trials(axes: Axes, overview: str) -> View:
         for measured in axes.measured[::-1]
         for name, kind in axes.searched
     ]
-    plane = [_scatter("plane", *((name, "METRIC") for name in axes.plane), "searched")] if axes.plane else []
+    plane = []
+    if axes.plane:
+        x, y = axes.plane
+        plane.append(_scatter("plane", (x, "METRIC"), (y, "METRIC"), "searched"))
     # The colour of a line is that of its last metric.
     metrics = [name for name, kind in axes.common if kind == "METRIC"] + list(axes.measured)
     params = ["strategy", *(name for name, kind in axes.common if kind == "PARAM")]

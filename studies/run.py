@@ -41,7 +41,7 @@ class Answer:
         promised: the objective's mean over tuning seeds, by name.
         tested: its values over the test seeds, by name; none for a run that diverged.
         flat: for each number searched, the range of trials within a point of the best; empty with two objectives.
-        tuned_on_test: the protocol let trials see the test set.
+        protocol: by which the setting was chosen; `test-oracle` let trials see the test set.
     """
 
     label: str
@@ -50,7 +50,7 @@ class Answer:
     promised: dict[str, float]
     tested: dict[str, list[float]]
     flat: dict[str, tuple[float, float]] = field(default_factory=dict)
-    tuned_on_test: bool = False
+    protocol: str = "validation"
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _test(study: Study, searchers: list[Searcher], train: _Trainer, say: Say) ->
                 promised=dict(zip(study.objectives, best.values, strict=True)) if best else {},
                 tested={name: [objectives.value(name, r.accuracy) for r in finished] for name in study.objectives},
                 flat=_flat(study, searcher, best),
-                tuned_on_test=study.table.protocol == "test-oracle",
+                protocol=study.protocol,
             )
         )
     return answers

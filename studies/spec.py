@@ -33,7 +33,7 @@ class StudyTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     objective: str | list[str] = "average_accuracy"
-    protocol: Protocol = "validation"
+    protocol: Protocol | list[Protocol] = "validation"
     trials: int = Field(20, ge=1)
     timeout: float | None = Field(None, gt=0)
     sampler: Literal["tpe", "gp", "random"] = "tpe"
@@ -69,13 +69,20 @@ class StudyTable(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> StudyTable:
-        if (self.protocol == "two-dataset") != (self.tune_on is not None):
+        if not self.protocols or len(set(self.protocols)) < len(self.protocols):
+            raise ValueError(f"protocol: expected one, or several different ones, got {self.protocol!r}")
+        if ("two-dataset" in self.protocols) != (self.tune_on is not None):
             raise ValueError("protocol two-dataset, and no other, needs tune_on: the scenario to tune on")
         if self.sampler == "gp" and isinstance(self.objective, list) and len(self.objective) > 1:
             raise ValueError("sampler gp: expected one objective, got two; take tpe")
         if self.pruning == "halving" and isinstance(self.objective, list) and len(self.objective) > 1:
             raise ValueError("pruning halving: expected one objective, got two; take none")
         return self
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """One, or several to compare."""
+        return tuple(self.protocol) if isinstance(self.protocol, list) else (self.protocol,)
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,14 @@ class Study:
     Attributes:
         name: of the study, its folder and its Optuna studies.
         table: how to search.
+        protocol: how hyperparameters are chosen.
         experiment: its scenario, model and recipe; its entries only bound the ranges.
         searches: one a strategy.
     """
 
     name: str
     table: StudyTable
+    protocol: Protocol
     experiment: Experiment
     searches: tuple[Search, ...]
 
@@ -119,11 +128,11 @@ class Study:
     def tuning(self) -> Scenario:
         """What trials are trained and judged on. Only `test-oracle` lets them see a test image."""
         scenario, table = self.experiment.scenario, self.table
-        if table.protocol == "test-oracle":
+        if self.protocol == "test-oracle":
             return scenario
-        if table.protocol == "first-k":
+        if self.protocol == "first-k":
             scenario = scenario.part(1, table.tasks)
-        if table.tune_on is not None:
+        if self.protocol == "two-dataset" and table.tune_on is not None:
             scenario = scenarios.resolve(table.tune_on)
         return dataclasses.replace(scenario, validation=table.validation)
 
@@ -131,7 +140,7 @@ class Study:
     def reported(self) -> Scenario:
         """What the chosen setting is trained and tested on in the end: all training images, and the test set once."""
         scenario = self.experiment.scenario
-        return scenario.part(self.table.tasks + 1, scenario.tasks) if self.table.protocol == "first-k" else scenario
+        return scenario.part(self.table.tasks + 1, scenario.tasks) if self.protocol == "first-k" else scenario
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -141,7 +150,7 @@ class Study:
     @property
     def test_seeds(self) -> tuple[int, ...]:
         """Of the final evaluation: none that a trial used, but for `test-oracle`, which reports what it tuned on."""
-        if self.table.protocol == "test-oracle":
+        if self.protocol == "test-oracle":
             return self.tuning_seeds
         return tuple(range(self.table.seeds, self.table.seeds + self.table.test_seeds))
 
@@ -153,7 +162,7 @@ class Study:
             "first-k": f"first-k: chosen on the first {table.tasks} tasks ({share}), reported on the rest",
             "two-dataset": f"two-dataset: chosen on {self.tuning.name} ({share})",
             "test-oracle": "test-oracle: TUNED ON TEST, with the seeds reported",
-        }[table.protocol]
+        }[self.protocol]
         seeds = f"{table.seeds} tuning seeds, {len(self.test_seeds)} test seeds"
         return f"{how}; {table.trials} trials a strategy, sampler {table.sampler}, {seeds}"
 
@@ -171,12 +180,13 @@ class Study:
             "scenario": self.experiment.scenario.spec(),
             "model": self.experiment.model.spec(),
             "train": self.experiment.content.get("train", {}),
-            **self.table.model_dump(exclude={"trials", "timeout", "batch", "test_seeds"}),
+            **self.table.model_dump(exclude={"trials", "timeout", "batch", "test_seeds", "protocol"}),
+            "protocol": self.protocol,
         }
 
 
-def load(preset_or_file: str, overrides: list[str]) -> Study:
-    """Read, override and validate.
+def load(preset_or_file: str, overrides: list[str]) -> list[Study]:
+    """Read, override and validate; one study a protocol, named after it where there are several.
 
     Args:
         preset_or_file: name of a preset, or path of a TOML file.
@@ -188,8 +198,8 @@ def load(preset_or_file: str, overrides: list[str]) -> Study:
     return parse(config.read(preset_or_file, overrides, package="studies"))
 
 
-def parse(content: dict[str, Any]) -> Study:
-    """Validate a parsed file.
+def parse(content: dict[str, Any]) -> list[Study]:
+    """Validate a parsed file; see `load`.
 
     Args:
         content: as `tomllib` gives it.
@@ -227,12 +237,16 @@ def parse(content: dict[str, Any]) -> Study:
         errors.append(f"strategy: {label!r} is there more than once")
     if errors or table is None or experiment is None:
         raise ConfigError(config.summary(errors, "study"))
-    return Study(experiment.name, table, experiment, tuple(searches))
+    several = len(table.protocols) > 1
+    return [
+        Study(f"{experiment.name}-{p}" if several else experiment.name, table, p, experiment, tuple(searches))
+        for p in table.protocols
+    ]
 
 
 def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
     """What is wrong with the number of tasks: of one alone nothing is forgotten, and λ acts from the second."""
-    if table.protocol == "first-k":
+    if "first-k" in table.protocols:
         left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
         few = scenario.tasks - table.tasks < 2
         return [f"study.tasks: expected to leave {left}, got {table.tasks} to tune on"] if few else []
