@@ -111,10 +111,9 @@ def run(
             say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
         settings = common([text_fields(r) for r in wanted])
         if todo:
+            models.require_stackable(experiment.model, tasks[0].shape, experiment.scenario.heads(tasks).outputs)
             store.describe(settings, environment.describe(device, tasks))
         delivery.open(settings, started)
-        if todo:
-            models.require_stackable(experiment.model, tasks[0].shape, experiment.scenario.heads(tasks).outputs)
         labels = [entry.label for entry in experiment.entries]
         made = plan.make(todo, tasks, device, largest)
         planned(made, tasks)

@@ -147,7 +147,8 @@ class Feed:
     def labels(self, task: int, run: int) -> Tensor:
         """All training labels of a task as one run sees them, shape (N,)."""
         view, images = self.views(task)[run], self.pool.tasks[task - 1]
-        y = images.train_y if view.train is None else images.train_y[view.train.to(self._device)]
+        # A copy: a strategy is handed these, and the pool's are everybody's.
+        y = images.train_y.clone() if view.train is None else images.train_y[view.train.to(self._device)]
         return y if view.labels is None else view.labels.to(self._device)[y]
 
     def test(self, task: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -276,7 +277,8 @@ class Lesson:
         """
         first = epoch * self.an_epoch
         steps = range(first, min(first + self.an_epoch, self.steps))
-        made = {seed: self._of_run(run, steps) for run, seed in enumerate(self.feed.seeds)}
+        first_of = {seed: self.feed.seeds.index(seed) for seed in self.feed.seeds}
+        made = {seed: self._of_run(run, steps) for seed, run in first_of.items()}
         return torch.stack([made[seed] for seed in self.feed.seeds], dim=1)
 
     def _of_run(self, run: int, steps: range) -> Tensor:

@@ -7,7 +7,8 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from benchmark.keys import generator
 from benchmark.learner import Learner, lift, like, tree_map
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Evaluation, Result, Run
+from strategies import registry
 from strategies.base import FinishedTask, Hparams, Params, Setting, State, check_state
 from strategies.naive import Naive
 
@@ -269,6 +271,23 @@ def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Count
     return new
 
 
+@contextmanager
+def _blamed(run: Run) -> Generator[None, None, None]:
+    """Around calls of a strategy of the user's own: what it raises is its error, not ours, and says so.
+
+    Raises:
+        ValueError: whatever it raised, with its name; the traceback has the rest.
+        Exception: what built-in strategies raise, what says enough already, and what no strategy is to blame for.
+    """
+    try:
+        yield
+    except Exception as error:
+        blameless = isinstance(error, Cancelled | ValueError | torch.OutOfMemoryError)
+        if blameless or not registry.fingerprint(type(run.strategy)):
+            raise
+        raise ValueError(f"strategy {run.strategy_name!r}: {type(error).__name__}: {error}") from error
+
+
 def _check_state(branch: _Branch, before: State, after: State) -> None:
     """Methods of a strategy must keep the structure of its state; what one run has of it is shown where not."""
     if before is not after:
@@ -295,16 +314,19 @@ def _train(branch: _Branch, task: int, site: _Site, state: State, hparams: Hpara
     elif task > 1 and recipe.optimizer_state == "reset":
         branch.learner.reset_optimizer()
     lesson = Lesson(branch.feed, task, runs[0])
-    state = branch.learner.train(
-        lesson,
-        strategy,
-        state,
-        hparams,
-        # A network that starts anew has no statistics to freeze.
-        frozen_batchnorm=task > 1 and recipe.batchnorm == "freeze-after-first" and not anew,
-        every_epoch=lambda epoch, epochs, loss: site.listener.epoch_done(len(runs), task, tasks, epoch, epochs, loss),
-        every_step=every_step,
-    )
+    with _blamed(runs[0]):
+        state = branch.learner.train(
+            lesson,
+            strategy,
+            state,
+            hparams,
+            # A network that starts anew has no statistics to freeze.
+            frozen_batchnorm=task > 1 and recipe.batchnorm == "freeze-after-first" and not anew,
+            every_epoch=lambda epoch, epochs, loss: site.listener.epoch_done(
+                len(runs), task, tasks, epoch, epochs, loss
+            ),
+            every_step=every_step,
+        )
     share = (time.perf_counter() - started) / len(runs)
     branch.seconds = [seconds + share for seconds in branch.seconds]
     branch.rows.append(_evaluate(branch, task))
@@ -331,11 +353,13 @@ def _hparams(branch: _Branch) -> Hparams:
 def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
     """Measure what the task made important, then let the strategy update its state."""
     learner, strategy = branch.learner, branch.runs[0].strategy
-    if not strategy.overrides("consolidate"):
+    # Of runs that are all NaN there is nothing to measure.
+    if not strategy.overrides("consolidate") or bool(learner.diverged.all()):
         return state
-    measured = _measure(branch, task, site)
     params = {k: p.detach() for k, p in learner.params.items()}
-    new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
+    with _blamed(branch.runs[0]):
+        measured = _measure(branch, task, site)
+        new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
     _check_state(branch, state, new)
     # Tensors that meet parameters in every step lie in memory as they do.
     return {

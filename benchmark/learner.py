@@ -18,10 +18,43 @@ from torch.func import functional_call, vmap
 
 from benchmark.feed import Feed, Lesson
 from benchmark.recipe import Recipe
-from strategies.base import Batch, Hparams, Network, Params, State, Step, Strategy, masked
+from strategies.base import Batch, Hparams, Loss, Network, Params, State, Step, Strategy, masked
 
 # Values of the widest layer an evaluation pass of all runs together: bounds memory, changes nothing else.
 EVALUATED = {"cpu": 2**24, "cuda": 2**28}
+
+
+def _check_loss(strategy: Strategy, loss: object) -> None:
+    """Refuse what is no loss of one run.
+
+    Args:
+        strategy: that returned it.
+        loss: what it returned.
+
+    Raises:
+        ValueError: with what was expected and what came.
+    """
+    if not isinstance(loss, Loss) or loss.value.ndim:
+        came = f"a value of shape {tuple(loss.value.shape)}" if isinstance(loss, Loss) else f"{type(loss).__name__}"
+        raise ValueError(f"strategy {strategy.name!r}, loss: expected a Loss with a value of shape (), got {came}")
+
+
+def _check_like(strategy: Strategy, method: str, expected: Params, got: Params) -> None:
+    """Refuse what has not one tensor a parameter, of its shape; arguments are stacked.
+
+    Args:
+        strategy: whose method it was.
+        method: its name.
+        expected: parameters.
+        got: what it returned.
+
+    Raises:
+        ValueError: with the parameter's name, what was expected and what came.
+    """
+    for k in [*expected, *(got.keys() - expected.keys())]:
+        before, after = (tuple(t[k].shape[1:]) if k in t else "nothing" for t in (expected, got))
+        if before != after:
+            raise ValueError(f"strategy {strategy.name!r}, {method}: {k!r}: expected shape {before}, got {after}")
 
 
 def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...] = 0) -> Callable[..., Any]:
@@ -208,6 +241,7 @@ class Learner:
         total = gradient
         if strategy.overrides("penalty"):
             extra = lift(strategy.penalty_gradient, self.runs)(state, params, hparams)
+            _check_like(strategy, "penalty_gradient", params, extra)
             total = {k: extra[k].add_(g) for k, g in gradient.items()}
         for k, p in self.params.items():
             g = total[k] if total[k].stride() == p.stride() else like(p, total[k])
@@ -254,6 +288,7 @@ class Learner:
             net = Network(logits, self._recorded, lesson.task, lesson.earlier)
             memory = recalled[0] if recalled else None
             loss = strategy.loss(net, batch, memory, state, hparams)
+            _check_loss(strategy, loss)
             reference = strategy.reference(net, memory, state, hparams)
             return loss.value, loss.seen or {}, *([] if reference is None else [reference])
 

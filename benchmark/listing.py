@@ -41,7 +41,11 @@ def _strategies() -> Table:
 
     made = _new("strategy", "what it does", "option", "default", "meaning")
     for name in registry.names():
-        cls = registry.get(name)
+        try:
+            cls = registry.get(name)
+        except ValueError as error:  # somebody else's package is broken: the others can still be listed
+            made.add_row(name, _first_line(str(error)), "", "", "")
+            continue
         first = (name, _first_line(cls.__doc__))
         fields = dataclasses.fields(cls)
         for i, f in enumerate(fields):

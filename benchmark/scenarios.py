@@ -296,7 +296,7 @@ def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
                 f"set: expected an image set, a path of an .npz file or package.module:function, got {images!r}"
             )
         # A path or an import path makes a poor name.
-        name = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(images).stem)}"
+        name = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(images).stem if images.endswith('.npz') else images)}"
     if name is None or kind not in KINDS or not images:
         raise ValueError(f"unknown scenario {name!r}{did_you_mean(name, NAMES)} (forgetbench list scenarios)")
     if name not in NAMES and images not in data.NAMES and ":" not in images and not images.endswith(".npz"):
@@ -393,7 +393,28 @@ def load(scenario: Scenario, data_dir: Path | None = None, say: data.Say = lambd
     if scenario.angles:
         tasks = [turned(images, angle) for images, angle in zip(tasks, scenario.angles, strict=True)]
     scenario.heads(tasks)
+    if scenario.split:
+        _require_all_labels(scenario, tasks[0])
     return tasks
+
+
+def _require_all_labels(scenario: Scenario, images: ImageSet) -> None:
+    """Refuse a set that would leave a task without images to train or test on.
+
+    Args:
+        scenario: that splits it.
+        images: the set.
+
+    Raises:
+        ValueError: a label has none.
+    """
+    for what, y in (("training", images.train_y), ("test", images.test_y)):
+        missing = (y.bincount(minlength=images.classes) == 0).nonzero().flatten().tolist()
+        if missing:
+            raise ValueError(
+                f"scenario {scenario.name!r}: every label needs training and test images, since labels make up the "
+                f"tasks; {images.name} has no {what} images of label {', '.join(map(str, missing))}"
+            )
 
 
 def turned(images: ImageSet, angle: float) -> ImageSet:

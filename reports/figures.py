@@ -87,7 +87,7 @@ def accuracy_matrices(accuracy: pd.DataFrame) -> Figure:
     rows = -(-len(strategies) // columns)
     cell = 0.42 if tasks <= 10 else 4.0 / tasks
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        titles = max(len(_parts(strategy)) for strategy in strategies)
+        titles = max(len(parts(strategy)) for strategy in strategies)
         size = (columns * max(cell * tasks + 0.6, 1.5) + 0.8, rows * (cell * (tasks + 1) + 0.4 + 0.12 * titles) + 0.4)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -101,7 +101,7 @@ def accuracy_matrices(accuracy: pd.DataFrame) -> Figure:
                 100 * matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", cbar=False, square=True, linewidths=0.5,
                 annot=tasks <= 10, fmt=".0f", annot_kws={"size": 6 if tasks > 5 else 7},
             )  # fmt: skip
-            axis.set_title("\n".join(_parts(strategy)), fontsize=6.5)
+            axis.set_title("\n".join(parts(strategy)), fontsize=6.5)
             axis.set(xlabel="", ylabel="")
             axis.tick_params(length=0, rotation=0)
         figure.supxlabel("tested on task", fontsize=8)
@@ -138,19 +138,19 @@ def stability_plasticity(accuracy: pd.DataFrame) -> Figure:
         axis.set_xlabel("plasticity: accuracy on each task when learned")
         axis.set_ylabel("stability: final accuracy\non all tasks but the last")
         for formatted, column in ((axis.xaxis, "plasticity"), (axis.yaxis, "stability")):
-            formatted.set_major_formatter(PercentFormatter(1, decimals=_decimals(points[column])))
+            formatted.set_major_formatter(PercentFormatter(1, decimals=decimals(points[column])))
         axis.set_title(f"up and right is better ({_seeds(accuracy)})", loc="left", color="0.4")
         _legend(figure, axis)
     return figure
 
 
-def _parts(strategy: str) -> list[str]:
+def parts(strategy: str) -> list[str]:
     """`ewc[estimator=exact,lam=10]` in lines short enough to stand over a small panel."""
     name, _, options = strategy.removesuffix("]").partition("[")
     return [name, *options.split(",")] if options else [name]
 
 
-def _decimals(values: pd.Series) -> int:
+def decimals(values: pd.Series) -> int:
     """Enough that neighbouring ticks of an axis differ."""
     return 0 if len(values) < 2 or np.ptp(values) > 0.05 else 1 if np.ptp(values) > 0.005 else 2
 

@@ -85,7 +85,18 @@ def cases(cls: type[Strategy]) -> list[Case]:
 
 
 def variants(cls: type[Strategy]) -> list[Strategy]:
-    """A strategy with its defaults, and with each other value of each option that is a choice (a `Literal`)."""
+    """A strategy with its defaults, and with each other value of each option that is a choice (a `Literal`).
+
+    Args:
+        cls: the strategy.
+
+    Raises:
+        ValueError: it has no name, as a base class, or a field without a default.
+    """
+    if not cls.name:
+        raise ValueError(f"{cls.__name__} has no `name`: a base class, or a strategy that needs one")
+    if needed := [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]:
+        raise ValueError(f"{cls.__name__}: fields need defaults to be checked with: {', '.join(needed)}")
     hints, default = typing.get_type_hints(cls), cls()
     choices = {f.name: get_args(hints[f.name]) for f in dataclasses.fields(cls) if get_origin(hints[f.name]) is Literal}
     others = [{k: v} for k, values in choices.items() for v in values if v != getattr(default, k)]
@@ -300,7 +311,11 @@ class _Life:
         self.model.load_state_dict(self.params)
         task = FinishedTask(self._task, lambda: x, y, torch.Generator().manual_seed(self._task))
         with torch.enable_grad():
+            own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+            before = _copied((x, y, own))
             measured = {k: v.detach() for k, v in self.strategy.measure(self.model.eval(), task).items()}
+            if self._guarded and not _equal(before, (x, y, own)):
+                raise Failed("`measure` wrote into the task or the model: work on copies")
         self.state = self._call(self.strategy.consolidate, self.state, self.params, measured, self.hparams)
 
     def _step(self, batch: Batch) -> None:

@@ -18,7 +18,8 @@ class EWC(Quadratic):
     """½·λ·Σ F(θ − θ*)², F the Fisher diagonal, Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796.
 
     `accumulate = "online"` is online EWC, Schwarz et al. 2018, https://arxiv.org/abs/1805.06370. F is a mean over
-    samples in eval mode; codebases that sum over samples or leave the ½ out have another λ for the same penalty.
+    samples in eval mode; codebases that sum over samples or leave the ½ out have another λ for the same penalty. The
+    paper gives no λ that carries over to a mean; 1000 is only where to begin, a study finds the value.
     """
 
     name: ClassVar[str] = "ewc"

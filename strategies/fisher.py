@@ -105,8 +105,8 @@ def _exact(model: nn.Module, x: Tensor, chunk: int) -> Params:
 @torch.no_grad()
 def _competing(model: nn.Module, x: Tensor) -> list[int]:
     """Outputs that are not masked: the others have no probability, so no part in an expectation."""
-    active = model(x[:1])[0] > MASKED / 2
-    return [c for c in range(len(active)) if active[c]]
+    masked = model(x[:1])[0] <= MASKED / 2  # so asked that NaN does not count as masked
+    return [c for c in range(len(masked)) if not masked[c]]
 
 
 def _sampled(model: nn.Module, x: Tensor, chunk: int, samples: int, generator: torch.Generator | None) -> Params:

@@ -48,12 +48,14 @@ class LwF(Strategy):
     keeps the gradient's size when T changes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2).
 
     The paper writes a cross-entropy with the teacher's softened outputs, which differs from KL by the teacher's
-    entropy, a constant; and it has no T². So λ = λ_o / T²: its λ_o = 1 with T = 2 is λ = 1/4 here. The paper's warm-up
-    of a new head is left out. λ = 0 is naive fine-tuning.
+    entropy, a constant; and it has no T². So λ = λ_o / T²: its λ_o = 1 with T = 2 is λ = 1/4 here, the
+    default. The paper's warm-up of a new head is left out. λ = 0 is naive fine-tuning.
     """
 
     name: ClassVar[str] = "lwf"
-    lam: float = hyper(1.0, low=0.0, tune=(0.01, 100.0), doc="λ in λ·T²·Σ KL(teacher ‖ student)")
+    lam: float = hyper(
+        0.25, low=0.0, tune=(0.01, 100.0), doc="λ in λ·T²·Σ KL(teacher ‖ student); the paper's λ_o = 1 at T = 2"
+    )
     temperature: float = hyper(2.0, low=0.1, doc="T of both softmaxes; the paper's 2")
 
     def init(self, params: Params, setting: Setting) -> State:

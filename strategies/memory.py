@@ -136,7 +136,10 @@ def mean(values: Tensor, counts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Replay(Strategy):
-    """A strategy with a memory of samples: a subclass says in `loss` what it does with those it recalls."""
+    """A strategy with a memory of samples: a subclass says in `loss` what it does with those it recalls.
+
+    2000 samples are what iCaRL keeps (Rebuffi et al. 2017, https://arxiv.org/abs/1611.07725).
+    """
 
     memory: int = option(2000, low=1, doc="samples kept, of all tasks together")
     replay_batch: int = option(100, low=1, doc="samples recalled a step; papers take as many as in a batch")

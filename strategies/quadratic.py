@@ -54,8 +54,9 @@ class Quadratic(Strategy):
 
     def family(self) -> Hashable:
         """All quadratic penalties that accumulate alike, unless a subclass changes more than `measure`."""
-        shared = ("init", "penalty", "penalty_gradient", "after_step", "consolidate")
-        if any(getattr(type(self), method) is not getattr(Quadratic, method) for method in shared):
+        own = {"measure", "family", "hyperparameters", "options", "overrides", "shares_first_task"}
+        contract = [k for k in vars(Strategy) if not k.startswith("_") and k not in {*own, *Strategy.__annotations__}]
+        if any(getattr(type(self), method) is not getattr(Quadratic, method) for method in contract):
             return super().family()
         return ("quadratic", self.accumulate, self.hyperparameters())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -55,7 +56,7 @@ def get(name: str) -> type[Strategy]:
         return _checked(name, _import(name))
     for entry in entry_points(group=GROUP):
         if entry.name == name:
-            return _checked(name, entry.load())
+            return _checked(name, _import(entry.value))
     raise ValueError(f"unknown strategy {name!r}{did_you_mean(name, names())} (forgetbench list strategies)")
 
 
@@ -83,4 +84,9 @@ def fingerprint(cls: type[Strategy]) -> str:
 def _checked(name: str, cls: object) -> type[Strategy]:
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise ValueError(f"strategy {name!r}: expected a subclass of strategies.Strategy, got {cls!r}")
+    undeclared = [k for k, v in vars(cls).items() if isinstance(v, dataclasses.Field)]
+    if undeclared:
+        raise ValueError(
+            f"strategy {name!r}: {undeclared[0]!r} is no field of it; write @dataclass(frozen=True) over {cls.__name__}"
+        )
     return cls

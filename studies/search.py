@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmark.keys import generator_seed
@@ -33,7 +34,7 @@ class Searcher:
     Args:
         study: what the file says.
         search: the strategy and its ranges.
-        storage: an Optuna storage URL.
+        storage: an Optuna storage or its URL.
         resume: continue a study of that name.
         suffix: told apart from an older study of the same name by this.
 
@@ -41,10 +42,12 @@ class Searcher:
         StudyError: there is one of that name already, or it searches something else, or the storage cannot be used.
     """
 
-    def __init__(self, study: Study, search: Search, storage: str, *, resume: bool, suffix: str = "") -> None:
+    def __init__(
+        self, study: Study, search: Search, storage: str | BaseStorage, *, resume: bool, suffix: str = ""
+    ) -> None:
         self.study, self.search, self._name = study, search, f"{study.name}{suffix}/{search.label}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _explained():
+        with explained():
             if self._name in optuna.get_all_study_names(storage) and not resume:
                 raise StudyError(f"there is a study {self._name!r}: --resume continues it, --new starts another")
             self.optuna = optuna.create_study(
@@ -55,9 +58,10 @@ class Searcher:
             )
             self._described()
             self._orphans()
-            if not self.optuna.trials:
+            if not self.ended:
+                # A command may have been killed half way through this; and few choices make a grid that repeats itself.
                 for params in grid(search, min(study.table.batch, study.table.trials)):
-                    self.optuna.enqueue_trial(params)
+                    self.optuna.enqueue_trial(params, skip_if_exists=True)
 
     @property
     def ended(self) -> list[FrozenTrial]:
@@ -71,7 +75,7 @@ class Searcher:
 
     def ask(self) -> list[optuna.Trial]:
         """The next batch, empty when the budget is spent."""
-        with _explained():
+        with explained():
             known = len(self.ended)
             # What is asked follows from what was told, not from how often the command was begun.
             self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
@@ -86,7 +90,7 @@ class Searcher:
             seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value.
         """
         diverged = [s["seed"] for s in seeds if s["status"] == "diverged"]
-        with _explained():
+        with explained():
             if diverged:
                 trial.set_user_attr(REASON, f"diverged with seeds {', '.join(map(str, diverged))}")
             trial.set_user_attr(SEEDS, seeds)
@@ -101,10 +105,11 @@ class Searcher:
             task: after which it was given up.
             value: of the objective over the tasks so far.
         """
-        trial.report(value, task)
-        trial.set_user_attr("reason", f"pruned after task {task}")
-        trial.set_user_attr(SEEDS, seeds)
-        self.optuna.tell(trial, state=TrialState.PRUNED)
+        with explained():
+            trial.report(value, task)
+            trial.set_user_attr(REASON, f"pruned after task {task}")
+            trial.set_user_attr(SEEDS, seeds)
+            self.optuna.tell(trial, state=TrialState.PRUNED)
 
     def _tell(self, number: int, seeds: list[dict[str, Any]]) -> None:
         names, diverged = self.study.objectives, any(s["status"] == "diverged" for s in seeds)
@@ -156,7 +161,9 @@ class Searcher:
     def _orphans(self) -> None:
         """Trials a killed command left running are failed and their settings asked again, or ended if all is known."""
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if SEEDS in trial.user_attrs and not trial.intermediate_values:
+            if SEEDS in trial.user_attrs and trial.intermediate_values:
+                self.optuna.tell(trial.number, state=TrialState.PRUNED)
+            elif SEEDS in trial.user_attrs:
                 self._tell(trial.number, trial.user_attrs[SEEDS])
             else:
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
@@ -164,25 +171,25 @@ class Searcher:
                 self.optuna.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
 
-def free_suffix(study: Study, storage: str) -> str:
+def free_suffix(study: Study, storage: str | BaseStorage) -> str:
     """What tells another study of this file from those that are there: `-2`, `-3`, ..., or nothing for the first.
 
     Args:
         study: the file.
-        storage: an Optuna storage URL.
+        storage: an Optuna storage or its URL.
 
     Raises:
         StudyError: the storage cannot be used.
     """
-    with _explained():
+    with explained():
         known = {name.partition("/")[0] for name in optuna.get_all_study_names(storage)}
     suffixes = ["", *(f"-{n}" for n in range(2, len(known) + 3))]
     return next(suffix for suffix in suffixes if study.name + suffix not in known)
 
 
 @contextlib.contextmanager
-def _explained() -> Generator[None, None, None]:
-    """SQLAlchemy, the driver and Optuna fail in their own ways: one error for all, without secrets.
+def explained() -> Generator[None, None, None]:
+    """Around calls to Optuna. SQLAlchemy and drivers fail in their own ways: one error for all, without secrets.
 
     Raises:
         StudyError: whatever went wrong.
@@ -232,7 +239,7 @@ def _spread(distribution: FloatDistribution | IntDistribution, points: int) -> l
     if distribution.log:
         values = np.geomspace(low, high, points) if points > 1 else np.array([_middle(distribution)])
     elif distribution.low == 0 and points > 1:
-        values = np.concatenate([[0.0], np.geomspace(high / 10**DECADES, high, points - 1)])
+        values = np.concatenate([[0.0], np.geomspace(high, high / 10**DECADES, points - 1)[::-1]])
     else:
         values = np.linspace(low, high, points)
     clipped = [min(max(float(v), low), high) for v in values]

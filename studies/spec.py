@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from optuna.distributions import (
     BaseDistribution,
@@ -33,7 +33,7 @@ class StudyTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     objective: str | list[str] = "average_accuracy"
-    protocol: Protocol | list[Protocol] = "validation"
+    protocol: str | list[str] = "validation"
     trials: int = Field(20, ge=1)
     timeout: float | None = Field(None, gt=0)
     sampler: Literal["tpe", "gp", "random"] = "tpe"
@@ -60,6 +60,19 @@ class StudyTable(BaseModel):
                 )
         return value
 
+    @field_validator("protocol")
+    @classmethod
+    def _known_protocol(cls, value: str | list[str]) -> str | list[str]:
+        named, known = [value] if isinstance(value, str) else value, get_args(Protocol)
+        if not named or len(set(named)) < len(named):
+            raise ValueError(f"expected one protocol, or several different ones, got {value!r}")
+        for name in named:
+            if name not in known:
+                raise ValueError(
+                    f"unknown protocol {name!r}{did_you_mean(name, known) or '; known: ' + ', '.join(known)}"
+                )
+        return value
+
     @field_validator("tune_on")
     @classmethod
     def _scenario(cls, value: str | list[str] | dict[str, Any] | None) -> str | list[str] | dict[str, Any] | None:
@@ -69,8 +82,6 @@ class StudyTable(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> StudyTable:
-        if not self.protocols or len(set(self.protocols)) < len(self.protocols):
-            raise ValueError(f"protocol: expected one, or several different ones, got {self.protocol!r}")
         if ("two-dataset" in self.protocols) != (self.tune_on is not None):
             raise ValueError("protocol two-dataset, and no other, needs tune_on: the scenario to tune on")
         if self.sampler == "gp" and isinstance(self.objective, list) and len(self.objective) > 1:
@@ -82,7 +93,7 @@ class StudyTable(BaseModel):
     @property
     def protocols(self) -> tuple[Protocol, ...]:
         """One, or several to compare."""
-        return tuple(self.protocol) if isinstance(self.protocol, list) else (self.protocol,)
+        return cast(tuple[Protocol, ...], (self.protocol,) if isinstance(self.protocol, str) else tuple(self.protocol))
 
 
 @dataclass(frozen=True)
@@ -246,12 +257,12 @@ def parse(content: dict[str, Any]) -> list[Study]:
 
 def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
     """What is wrong with the number of tasks: of one alone nothing is forgotten, and λ acts from the second."""
-    if "first-k" in table.protocols:
-        left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
-        few = scenario.tasks - table.tasks < 2
-        return [f"study.tasks: expected to leave {left}, got {table.tasks} to tune on"] if few else []
     lengths = {"scenario": scenario} | ({"study.tune_on": scenarios.resolve(table.tune_on)} if table.tune_on else {})
-    return [f"{path}: expected at least 2 tasks, got 1" for path, each in lengths.items() if each.tasks < 2]
+    short = [f"{path}: expected at least 2 tasks, got 1" for path, each in lengths.items() if each.tasks < 2]
+    if "first-k" in table.protocols and scenario.tasks - table.tasks < 2:
+        left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
+        short.append(f"study.tasks: expected to leave {left}, got {table.tasks} to tune on")
+    return short
 
 
 def _search(path: str, written: dict[str, Any], errors: list[str]) -> tuple[Search, dict[str, Any]]:

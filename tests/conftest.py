@@ -5,12 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from benchmark import harness, plan, scenarios
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from benchmark.runs import Result, Run
 from strategies import Naive, Strategy
+
+# The machine may be busy: a slow example is no failure.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 CPU = torch.device("cpu")
 QUICK = Recipe(lr=1e-3, batch_size=64, epochs=2, precision="float64")

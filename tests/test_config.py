@@ -100,36 +100,42 @@ def test_labels_are_for_people_and_no_part_of_the_key() -> None:
     assert plain.key == spelled.key
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"seeds": [5]},
-        {"scenario": {"name": "permuted-digits", "tasks": 3}},
-        {"scenario": ["digits", "digits"]},
-        {"scenario": {"name": "permuted-digits", "tasks": 2, "first": "permuted"}},
-        {"scenario": {"name": "permuted-digits", "tasks": 2, "incremental": "task"}},
-        {"scenario": {"name": "rotated-digits", "tasks": 2}},
-        {"scenario": {"name": "rotated-digits", "angles": [0, 45.5]}},
-        {"scenario": {"name": "split-digits", "tasks": 2}},
-        {"scenario": {"name": "split-digits", "tasks": 2, "class_order": "shuffled"}},
-        {"scenario": {"name": "split-digits", "tasks": 2, "incremental": "task"}},
-        {"model": "mlp"},
-        {"model": {"name": "mlp", "widths": [9]}},
-        {"model": {"name": "mlp", "widths": [9, 9]}},
-        {"train": {"lr": 1e-3, "epochs": 3}},
-        {"train": {"lr": 1e-3, "iterations": 2}},
-        {"train": {"lr": 1e-3, "epochs": 2, "precision": "float64"}},
-        {"train": {"lr": 1e-3, "epochs": 2, "evaluate_every": 5}},
-        {"strategy": [{"name": "l2", "lam": 1000}]},
-        {"strategy": [{"name": "ewc", "lam": 1001}]},
-        {"strategy": [{"name": "ewc", "estimator": "exact"}]},
-        {"strategy": [{"name": "ewc", "batchnorm": "freeze-after-first"}]},
-    ],
-)
+CHANGES: list[dict[str, Any]] = [
+    {"seeds": [5]},
+    {"scenario": {"name": "permuted-digits", "tasks": 3}},
+    {"scenario": ["digits", "digits"]},
+    {"scenario": {"name": "permuted-digits", "tasks": 2, "first": "permuted"}},
+    {"scenario": {"name": "permuted-digits", "tasks": 2, "incremental": "task"}},
+    {"scenario": {"name": "rotated-digits", "tasks": 2}},
+    {"scenario": {"name": "rotated-digits", "angles": [0, 45.5]}},
+    {"scenario": {"name": "split-digits", "tasks": 2}},
+    {"scenario": {"name": "split-digits", "tasks": 2, "class_order": "shuffled"}},
+    {"scenario": {"name": "split-digits", "tasks": 2, "incremental": "task"}},
+    {"model": "mlp"},
+    {"model": {"name": "mlp", "widths": [9]}},
+    {"model": {"name": "mlp", "widths": [9, 9]}},
+    {"train": {"lr": 1e-3, "epochs": 3}},
+    {"train": {"lr": 1e-3, "iterations": 2}},
+    {"train": {"lr": 1e-3, "epochs": 2, "precision": "float64"}},
+    {"train": {"lr": 1e-3, "epochs": 2, "evaluate_every": 5}},
+    {"strategy": [{"name": "l2", "lam": 1000}]},
+    {"strategy": [{"name": "ewc", "lam": 1001}]},
+    {"strategy": [{"name": "ewc", "estimator": "exact"}]},
+    {"strategy": [{"name": "ewc", "batchnorm": "freeze-after-first"}]},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_whatever_changes_the_result_changes_the_key(changes: dict[str, Any]) -> None:
     (before,) = {r.key for r in config.parse(changed(seeds=1, strategy=[{"name": "ewc"}])).runs()}
     (after,) = {r.key for r in config.parse(changed(**{"seeds": 1, "strategy": [{"name": "ewc"}]} | changes)).runs()}
     assert before != after
+
+
+def test_no_two_changes_of_the_result_make_the_same_key() -> None:
+    contents = [changed(**{"seeds": 1, "strategy": [{"name": "ewc"}]} | changes) for changes in CHANGES]
+    keys = [run.key for content in contents for run in config.parse(content).runs()]
+    assert len(set(keys)) == len(CHANGES)
 
 
 def test_a_strategy_of_the_users_own_is_named_by_module_and_class() -> None:

@@ -145,6 +145,34 @@ class Draws(L2):
 
 
 @dataclass(frozen=True)
+class ReadsSelf(L2):
+    """A hyperparameter that is not the run's own in a stack."""
+
+    name: ClassVar[str] = "reads-self"
+
+    def penalty_gradient(self, state, params, hparams):
+        return {k: self.decay * g for k, g in super().penalty_gradient(state, params, hparams).items()}
+
+
+@dataclass(frozen=True)
+class SpoilsItsTask(L2):
+    def measure(self, model, task):
+        task.y.fill_(0)
+        return super().measure(model, task)
+
+
+@dataclass(frozen=True)
+class Nameless(L2):
+    name: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Needs(Strategy):
+    name: ClassVar[str] = "needs"
+    path: str
+
+
+@dataclass(frozen=True)
 class LooksAtNeighbours(Strategy):
     """A value that changes with every call, so that a stack is not what its runs are."""
 
@@ -173,6 +201,8 @@ class LooksAtNeighbours(Strategy):
         (SharesItsState(), conformance.the_penaltys_gradient_is_its_gradient, "gradient of"),
         (AlwaysOn(), harness_checks.without_strength_it_is_fine_tuning, "strength 0: parameter .* differs"),
         (Draws(), harness_checks.a_seed_reproduces_in_another_process, "expected .* in another process too"),
+        (SpoilsItsTask(), conformance.arguments_are_never_written_to, "`measure` wrote into the task or the model"),
+        (ReadsSelf(), harness_checks.stacked_runs_equal_runs_alone, "a run alone: parameter .* differs"),
         (LooksAtNeighbours(), harness_checks.stacked_runs_equal_runs_alone, "a run alone: parameter .* differs"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Strategy) else "",
@@ -191,6 +221,13 @@ def test_what_says_nothing_about_a_strategy_is_skipped_not_passed():
     for check in (conformance.the_penalty_vanishes_at_the_anchor, harness_checks.it_does_something):
         with pytest.raises(Inapplicable):
             check(Naive())
+
+
+def test_what_cannot_be_checked_says_why():
+    with pytest.raises(ValueError, match="Nameless has no `name`"):
+        conformance.cases(Nameless)
+    with pytest.raises(ValueError, match="Needs: fields need defaults to be checked with: path"):
+        conformance.cases(Needs)
 
 
 def test_every_choice_of_an_option_is_a_variant_of_its_own():

@@ -126,3 +126,41 @@ def test_a_run_that_diverges_is_counted_in_the_table(tmp_path):
     assert [(row[0], row[1], row[-1]) for row in rows] == [("l2[lam=1]", "2", rows[0][-1]), ("l2[lam=1e+30]", "0", "2")]
     statuses = [row["status"] for row in table(tmp_path / "out" / "big" / "runs.csv").values()]
     assert sorted(statuses) == ["diverged", "diverged", "finished", "finished"]
+
+
+OWN = """
+name = "own"
+scenario = { name = "split", set = "mine.npz", tasks = 3, incremental = "task", class_order = "shuffled" }
+model = { name = "mlp", widths = [8] }
+seeds = 2
+[train]
+epochs = 2
+batch_size = 16
+"""
+
+
+def write_own(folder: Path, shift: int) -> None:
+    import numpy as np
+
+    x = (np.arange(120 * 10).reshape(120, 10) * 7 + shift) % 256
+    y = np.arange(120) % 6
+    np.savez(folder / "mine.npz", train_x=x.astype(np.uint8), train_y=y, test_x=x[:30].astype(np.uint8), test_y=y[:30])
+
+
+def test_images_of_ones_own_are_split_and_trained_on_and_again_when_they_change(tmp_path):
+    names = ("naive", "er", "joint", "frozen")
+    strategies = "".join(f'[[strategy]]\nname = "{name}"\n' for name in names)
+    (tmp_path / "own.toml").write_text(OWN + strategies)
+    keys = []
+    for shift in (0, 0, 1):
+        write_own(tmp_path, shift)
+        done = forgetbench("run", "own.toml", "--offline", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rows = table(tmp_path / "out" / "own" / "runs.csv")
+        assert {(row["strategy"], row["seed"]) for row in rows.values()} == {(n, s) for n in names for s in "01"}
+        assert {(row["status"], row["incremental"], row["model"]) for row in rows.values()} == {
+            ("finished", "task", "mlp[widths=8]")
+        }
+        keys.append(set(rows))
+        assert ("run-epochs" in done.stdout) == (len(keys) != 2)  # the second time there is nothing to train
+    assert keys[0] == keys[1] < keys[2] and len(keys[2]) == 16

@@ -22,7 +22,7 @@ from benchmark.keys import generator
 from benchmark.learner import Learner, in_memory_order
 from benchmark.models import Model
 from benchmark.recipe import Recipe
-from strategies import EWC, L2, Batch, Naive, Strategy, hyper
+from strategies import EWC, L2, Batch, EWCKfac, Loss, Naive, Strategy, cross_entropy, hyper
 from strategies.agem import AGEM
 from strategies.er import ER
 from strategies.lwf import LwF
@@ -439,3 +439,108 @@ def test_results_of_an_earlier_version_of_ones_own_strategy_are_not_taken_for_ne
     monkeypatch.setattr("strategies.registry.inspect.getsource", lambda module: "another version")
     assert dataclasses.replace(mine).key != before
     assert dataclasses.replace(make_run()).key == make_run().key
+
+
+@pytest.mark.parametrize("strategy", [EWC(estimator="exact"), EWCKfac(estimator="sampled")], ids=lambda s: s.name)
+def test_a_stack_of_diverged_runs_ends_as_diverged_whatever_is_measured(strategy):
+    found = execute(make_run(strategy, tasks=3, optimizer="sgd", lr=1e200))
+    assert [r.status for r in found.values()] == ["diverged"]
+
+
+def test_a_run_on_its_way_to_infinity_leaves_its_neighbours_alone():
+    recipe = {"tasks": 3, "optimizer": "sgd", "lr": 0.05, "precision": "float32"}
+    quiet, wild = (make_run(EWC(estimator="exact", lam=lam), **recipe) for lam in (1.0, 1e30))
+    found = execute(quiet, wild)
+    assert (found[quiet.key].status, found[wild.key].status) == ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class OtherLoss(EWC):
+    """Changes more than what is important."""
+
+    def loss(self, net, batch, recalled, state, hparams):
+        return Loss(2 * super().loss(net, batch, recalled, state, hparams).value)
+
+
+def test_a_quadratic_strategy_with_another_loss_trains_with_it_beside_others():
+    plain, other = make_run(EWC(lam=1.0), tasks=2), make_run(OtherLoss(lam=1.0), tasks=2)
+    together, alone = execute(plain, other), execute(other)
+    assert np.array_equal(together[other.key].accuracy, alone[other.key].accuracy)
+    assert OtherLoss().family() != EWC().family()
+
+
+@dataclass(frozen=True)
+class Spoils(L2):
+    """Writes into what it is handed."""
+
+    def measure(self, model, task):
+        task.y.fill_(0)
+        task.x.zero_()
+        return super().measure(model, task)
+
+
+def test_a_strategy_that_writes_into_its_task_spoils_nobody_elses_data():
+    naive = make_run(Naive(), tasks=3)
+    alone, beside = execute(naive), execute(make_run(Spoils(), tasks=3), naive)
+    assert np.array_equal(alone[naive.key].accuracy, beside[naive.key].accuracy)
+
+
+@dataclass(frozen=True)
+class PerSampleLoss(Naive):
+    def loss(self, net, batch, recalled, state, hparams):
+        return Loss(cross_entropy(net.logits(batch.x), batch))
+
+
+@dataclass(frozen=True)
+class Lopsided(L2):
+    def penalty_gradient(self, state, params, hparams):
+        return {k: g[None] for k, g in super().penalty_gradient(state, params, hparams).items()}
+
+
+@dataclass(frozen=True)
+class Raises(Naive):
+    def loss(self, net, batch, recalled, state, hparams):
+        raise KeyError("nope")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (PerSampleLoss(), r"strategy 'naive', loss: expected a Loss with a value of shape \(\), got .* shape \(64,\)"),
+        (Lopsided(), r"penalty_gradient: 'linear1.weight': expected shape \(256, 64\), got \(1, 256, 64\)"),
+        (Raises(), r"strategy 'naive': KeyError: 'nope'"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Strategy) else "",
+)
+def test_what_a_strategy_gets_wrong_is_said_by_name_with_what_was_expected(strategy, message):
+    with pytest.raises(ValueError, match=message):
+        execute(make_run(strategy, tasks=2), make_run(strategy, tasks=2, seed=1))
+
+
+def test_pruned_runs_leave_the_stack_and_the_others_are_what_they_were():
+    runs = [make_run(EWC(lam=lam), seed=seed, tasks=4) for lam in (1.0, 10.0, 1000.0) for seed in (0, 1)]
+    tasks = scenarios.load(runs[0].scenario)
+    sizes = []
+
+    def prune(task, alive, accuracy):
+        sizes.append((task, len(alive), accuracy.shape[1:]))
+        return [run.strategy.lam < (10 if task == 2 else 100) for run in alive]
+
+    def all_of(prune=None):
+        made = plan.make(runs, tasks, CPU, largest=6)
+        kept = []
+        found = {r.run.key: r for s in harness.execute(made, tasks, CPU, keep=kept.extend, prune=prune) for r in s}
+        return found, kept
+
+    (full, _), (found, kept) = all_of(), all_of(prune)
+    assert {run.strategy.lam: found[run.key].status for run in runs} == {
+        1.0: "pruned",
+        10.0: "pruned",
+        1000.0: "finished",
+    }
+    assert {r.run.strategy.lam for r in kept} == {1000.0}
+    assert {(task, shape) for task, _, shape in sizes} == {(2, (3, 4)), (3, (4, 4))}
+    for run in runs:
+        seen = ~np.isnan(found[run.key].accuracy)
+        assert seen.sum() == {1.0: 12, 10.0: 16, 1000.0: 20}[run.strategy.lam]
+        np.testing.assert_array_equal(found[run.key].accuracy[seen], full[run.key].accuracy[seen])

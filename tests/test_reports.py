@@ -253,7 +253,7 @@ def test_a_strategy_that_always_diverged_has_no_mark_and_the_others_keep_their_c
 
 @pytest.mark.parametrize(("spread", "decimals"), [(0.5, 0), (0.02, 1), (0.002, 2), (0.0, 2)])
 def test_ticks_have_as_many_decimals_as_tell_them_apart(spread: float, decimals: int) -> None:
-    assert figures._decimals(pd.Series([0.9, 0.9 - spread, 0.9])) == decimals
+    assert figures.decimals(pd.Series([0.9, 0.9 - spread, 0.9])) == decimals
 
 
 # All figures
@@ -304,7 +304,7 @@ def test_up_to_ten_strategies_can_be_told_apart_and_more_by_their_marks() -> Non
     [("naive", ["naive"]), ("ewc[lam=10]", ["ewc", "lam=10"]), ("ewc[estimator=exact,lam=10]", ["ewc", "estimator=exact", "lam=10"])],
 )  # fmt: skip
 def test_labels_break_into_lines_over_small_panels(label: str, lines: list[str]) -> None:
-    assert figures._parts(label) == lines
+    assert figures.parts(label) == lines
 
 
 def test_reports_import_neither_torch_nor_the_harness() -> None:

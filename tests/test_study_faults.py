@@ -1,0 +1,407 @@
+"""Studies that are killed, continued, refused, or have a storage that does not answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from benchmark.feed import Feed
+from benchmark.results import ResultsError, Store
+from studies import search, spec
+from studies.search import Searcher, StudyError
+from studies.spec import Study
+from tests.conftest import CPU
+from tests.test_end_to_end import environment, table
+from tests.test_study_run import Done, go, values
+from tests.test_study_spec import BASE, LAM, changed, made
+
+TRAIN = {"lr": 1e-3, "batch_size": 32, "iterations": 6, "precision": "float64"}
+SIX = {"trials": 6, "batch": 2}
+
+
+def sqlite(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+# Killed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return go(made(SIX, train=TRAIN), tmp_path_factory.mktemp("undisturbed"))
+
+
+def check_continued(done: Done, undisturbed: Done, kept: dict[str, dict[str, str]], trained: list[str]) -> None:
+    """Nothing finished is run again, everything counts once, and all is as without the interruption."""
+    rows, trials = done.rows(), done.trials()
+    assert rows.keys() == undisturbed.rows().keys()
+    assert not {*trained} & {*kept} and sorted([*trained, *kept]) == sorted(rows)
+    for key, row in kept.items():
+        assert {k: v for k, v in rows[key].items() if v} == {k: v for k, v in row.items() if v}
+    counted = [trial for trial in trials if "seeds" in trial.user_attrs]
+    assert [trial.state for trial in counted] == [TrialState.COMPLETE] * 6
+    assert {trial.state for trial in trials if trial not in counted} <= {TrialState.FAIL}
+    assert done.answer.trials == (6, 0)
+    assert sorted(trial.params["lam"] for trial in counted) == sorted(t.params["lam"] for t in undisturbed.trials())
+    assert done.answer.params == undisturbed.answer.params
+    assert done.answer.promised == pytest.approx(undisturbed.answer.promised, abs=1e-12)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from benchmark.results import Store
+from studies import run, spec
+
+content, out, storage, after = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+add, stacks = Store.add, []
+
+def killing(self, results):
+    add(self, results)
+    stacks.extend(results)
+    if len(stacks) >= after:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add = killing
+(study,) = spec.parse(content)
+run.run(study, out=out, storage=storage, device=torch.device("cpu"))
+"""
+
+
+def test_killed_in_the_middle_a_study_continues_and_runs_nothing_twice(
+    undisturbed: Done, trained: list[str], tmp_path: Path
+) -> None:
+    content, storage = changed(SIX, train=TRAIN), sqlite(tmp_path / "optuna.db")
+    # Two trials of two seeds a batch: killed in the second, when part of it is on disk.
+    arguments = [json.dumps(content), str(tmp_path), storage, "5"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = table(tmp_path / "trial" / "runs.csv")
+    assert 4 < len(kept) < 12
+    left = optuna.load_study(study_name="trial/ewc", storage=storage).trials
+    assert [trial.state.name for trial in left] == ["COMPLETE"] * 2 + ["RUNNING"] * 2
+
+    with pytest.raises(StudyError, match=r"there is a study 'trial/ewc'.*--resume.*--new"):
+        go(made(SIX, train=TRAIN), tmp_path, storage)
+    assert trained == [] and table(tmp_path / "trial" / "runs.csv") == kept
+
+    done = go(made(SIX, train=TRAIN), tmp_path, storage, resume=True)
+    check_continued(done, undisturbed, kept, trained)
+    assert [trial.state.name for trial in done.trials()[:4]] == ["COMPLETE"] * 2 + ["FAIL"] * 2
+
+    before, written = list(trained), (tmp_path / "trial" / "runs.csv").stat().st_mtime_ns
+    nothing = go(made(SIX, train=TRAIN), tmp_path, storage, resume=True)
+    assert trained == before and (tmp_path / "trial" / "runs.csv").stat().st_mtime_ns == written
+    assert nothing.outcome.answers == done.outcome.answers and len(nothing.trials()) == len(done.trials())
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody catches it, and what was written stays."""
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the runs whose results this process kept."""
+    keys, add = [], Store.add
+
+    def watched(self: Store, results: Any) -> Any:
+        records = add(self, results)
+        keys.extend(record.run_key for record in records)
+        return records
+
+    monkeypatch.setattr(Store, "add", watched)
+    return keys
+
+
+def _nth(real: Callable[..., Any], n: int, *, after: bool = False) -> Callable[..., Any]:
+    """The n-th call of a function is the last thing that happens, or the last that does not."""
+    calls, turn = [0], threading.Lock()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with turn:
+            calls[0] += 1
+            last = calls[0]
+        if last > n or (last == n and not after):
+            raise Killed
+        found = real(*args, **kwargs)
+        if last == n:
+            raise Killed
+        return found
+
+    return counted
+
+
+MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
+    "while the first batch is asked": (optuna.Study, "ask", 2, False),
+    "when the second batch is asked and not trained": (optuna.Study, "ask", 4, True),
+    "before anything of the second batch is kept": (Store, "add", 3, False),
+    "when part of the second batch is kept": (Store, "add", 3, True),
+    "when one trial of the second batch is told": (optuna.Study, "tell", 3, True),
+    "while a trial is told": (optuna.Study, "tell", 4, False),
+    "after the last trial": (Searcher, "best", 10**9, False),  # replaced below: nothing of the test has begun
+    "while the chosen setting is tested": (Store, "add", 7, True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_whenever_it_is_killed_a_study_ends_as_undisturbed(
+    moment: str, undisturbed: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
+) -> None:
+    study, storage = made(SIX, train=TRAIN), InMemoryStorage()
+    owner, name, n, after = MOMENTS[moment]
+    with monkeypatch.context() as patch:
+        if moment == "after the last trial":
+            patch.setattr("studies.run._test", _nth(lambda: None, 0))
+        else:
+            patch.setattr(owner, name, _nth(getattr(owner, name), n, after=after))
+        with pytest.raises(Killed):
+            go(study, tmp_path, storage)
+    runs = tmp_path / "trial" / "runs.csv"
+    kept = table(runs) if runs.is_file() else {}
+    trained.clear()
+    check_continued(go(study, tmp_path, storage, resume=True), undisturbed, kept, trained)
+
+
+def test_a_study_of_several_strategies_continues_with_equal_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = made(SIX, strategy=[{"name": "ewc", "lam": LAM}, {"name": "l2"}])
+    storage = InMemoryStorage()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(optuna.Study, "tell", _nth(optuna.Study.tell, 5, after=True))  # one of four of the second batch
+        go(study, tmp_path, storage)
+    done = go(study, tmp_path, storage, resume=True)
+    assert [answer.trials for answer in done.outcome.answers] == [(6, 0), (6, 0)]
+    assert len(done.rows()) == 2 * (6 * 2 + 2)
+
+
+# Continued, or not
+
+
+def test_a_study_that_is_there_is_neither_continued_nor_overwritten_unasked(tmp_path: Path) -> None:
+    study, storage = made(), sqlite(tmp_path / "optuna.db")
+    Searcher(study, study.searches[0], storage, resume=False).ask()
+    with pytest.raises(StudyError) as caught:
+        Searcher(study, study.searches[0], storage, resume=False)
+    assert str(caught.value) == "there is a study 'trial/ewc': --resume continues it, --new starts another"
+    (running, *_) = optuna.load_study(study_name="trial/ewc", storage=storage).trials
+    assert running.state == TrialState.RUNNING  # it may be another command's, at work
+
+
+def test_another_study_of_the_name_runs_beside_the_first(tmp_path: Path) -> None:
+    study, storage = made({"trials": 2, "seeds": 1, "test_seeds": 1}), InMemoryStorage()
+    first = go(study, tmp_path, storage)
+    suffix = search.free_suffix(study, storage)
+    second = go(study, tmp_path, storage, suffix=suffix)
+    assert (first.outcome.folder, second.outcome.folder) == (tmp_path / "trial", tmp_path / f"trial{suffix}")
+    assert len({*optuna.get_all_study_names(storage)}) == 2
+    assert values(first) == [
+        (t.params, t.values, t.user_attrs["seeds"])
+        for t in optuna.load_study(study_name=f"trial{suffix}/ewc", storage=storage).trials
+    ]
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "range": ({"strategy": [{"name": "ewc", "lam": LAM | {"high": 1e5}}]}, "space"),
+    "another hyperparameter": ({"strategy": [{"name": "ewc", "decay": {"low": 0.1, "high": 1.0}}]}, "space"),
+    "seeds": ({"study": {"seeds": 3}}, "seeds"),
+    "objective": ({"study": {"objective": "bwt"}}, "objective"),
+    "two objectives": ({"study": {"objective": ["bwt", "fwt"]}}, "objective"),
+    "direction": ({"study": {"objective": "forgetting"}}, "objective"),
+    "protocol": ({"study": {"protocol": "test-oracle"}}, "protocol"),
+    "validation": ({"study": {"validation": 0.2}}, "validation"),
+    "sampler": ({"study": {"sampler": "random"}}, "sampler"),
+    "recipe": ({"train": {"lr": 1e-2}}, "train"),
+    "scenario": ({"scenario": {"name": "permuted-digits", "tasks": 3}}, "scenario"),
+    "model": ({"model": "mlp"}, "model"),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_a_study_that_searches_something_else_is_refused_with_what_differs(case: str) -> None:
+    changes, key = DIFFERENT[case]
+    first, other, storage = made(), made(**changes), InMemoryStorage()
+    asked = Searcher(first, first.searches[0], storage, resume=False).ask()
+    with pytest.raises(StudyError) as caught:
+        Searcher(other, other.searches[0], storage, resume=True)
+    title, *lines = str(caught.value).splitlines()
+    assert title == "the study 'trial/ewc' is another one; --new starts one of its own:"
+    (line,) = lines
+    assert line.startswith(f"  {key}: ") and line.count(" there, ") == 1 and line.endswith(" here")
+    there, here = (study.description(study.searches[0])[key] for study in (first, other))
+    assert line == f"  {key}: {json.loads(json.dumps(there))!r} there, {json.loads(json.dumps(here))!r} here"
+    trials = optuna.load_study(study_name="trial/ewc", storage=storage).trials
+    assert [trial.state for trial in trials] == [TrialState.RUNNING] * len(asked)  # nothing was touched
+
+
+def test_more_trials_seeds_of_the_test_and_time_are_the_same_study() -> None:
+    first, storage = made(), InMemoryStorage()
+    Searcher(first, first.searches[0], storage, resume=False)
+    more = made({"trials": 50, "batch": 7, "test_seeds": 9, "timeout": 3600})
+    assert Searcher(more, more.searches[0], storage, resume=True).ended == []
+
+
+def test_a_study_of_somebody_else_is_not_taken_for_one_of_ours() -> None:
+    study, storage = made(), InMemoryStorage()
+    other = optuna.create_study(storage=storage, study_name="trial/ewc", direction="minimize")
+    other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match=r"'trial/ewc' is not one of forgetbench's; --new starts"):
+        Searcher(study, study.searches[0], storage, resume=True)
+
+
+def test_resume_of_a_study_that_is_not_there_starts_it(tmp_path: Path) -> None:
+    done = go(made({"trials": 2, "seeds": 1, "test_seeds": 1}), tmp_path, resume=True)
+    assert done.answer.trials == (2, 0)
+
+
+def test_a_second_command_leaves_the_trials_of_the_first_alone(tmp_path: Path) -> None:
+    study, storage = made(), InMemoryStorage()
+    asked = Searcher(study, study.searches[0], storage, resume=False).ask()
+    with Store(tmp_path / "trial"), pytest.raises(ResultsError, match="another forgetbench command is writing"):
+        go(study, tmp_path, storage, resume=True)
+    trials = optuna.load_study(study_name="trial/ewc", storage=storage).trials
+    assert [trial.state for trial in trials[: len(asked)]] == [TrialState.RUNNING] * len(asked)
+
+
+# The storage
+
+
+def opened(storage: str, *, resume: bool = False) -> Searcher:
+    study = made()
+    return Searcher(study, study.searches[0], storage, resume=resume)
+
+
+def refusal(storage: str, *, resume: bool = False) -> str:
+    """What is said of a storage that cannot be used: one line."""
+    with pytest.raises(StudyError) as caught:
+        opened(storage, resume=resume)
+    with pytest.raises(StudyError) as again:
+        search.free_suffix(made(), storage)
+    for error in (caught, again):
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
+        assert "cannot be used" in str(error.value)
+    return str(caught.value)
+
+
+def test_a_storage_in_a_folder_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    assert "unable to open database file" in refusal(sqlite(tmp_path / "no" / "such" / "optuna.db"))
+
+
+def test_a_folder_is_no_storage(tmp_path: Path) -> None:
+    assert "unable to open database file" in refusal(sqlite(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 50, b"\x00\xff" * 4000])
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    path.write_bytes(content)
+    assert "file is not a database" in refusal(sqlite(path))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("url", ["nonsense", "", "foo://bar", "postgresql://localhost:1/x", "redis://localhost:1/x"])
+def test_a_url_that_leads_nowhere_is_one_clear_line(url: str) -> None:
+    refusal(url)
+
+
+def test_a_password_is_not_repeated() -> None:
+    assert "hunter2" not in refusal("foo://me:hunter2@host/db")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[tuple[str, sqlite3.Connection]]:
+    """A storage with a study, and a connection of somebody else to it."""
+    path = tmp_path / "optuna.db"
+    opened(sqlite(path))
+    connection = sqlite3.connect(path)
+    yield sqlite(path), connection
+    connection.close()
+
+
+def impatient(storage: str) -> str:
+    """Waits half a second for a lock and not five."""
+    return f"{storage}?timeout=0.5"
+
+
+def test_a_storage_that_another_program_has_locked_is_one_clear_line(database: tuple[str, sqlite3.Connection]) -> None:
+    storage, other = database
+    other.execute("BEGIN EXCLUSIVE")
+    assert "database is locked" in refusal(impatient(storage), resume=True)
+    other.rollback()
+    assert opened(storage, resume=True).ask()  # nothing is broken
+
+
+def test_a_storage_locked_while_a_study_runs_is_the_same_clear_line(database: tuple[str, sqlite3.Connection]) -> None:
+    storage, other = database
+    asker = opened(impatient(storage), resume=True)
+    trial, *_ = asker.ask()
+    other.execute("BEGIN EXCLUSIVE")
+    for call in (
+        asker.ask,
+        lambda: asker.tell(trial, [{"seed": 0, "run_key": "k", "status": "finished", "average_accuracy": 0.5}]),
+        lambda: asker.prune(trial, [{"seed": 0, "run_key": "k", "status": "pruned"}], 2, 0.5),
+    ):
+        with pytest.raises(StudyError, match="cannot be used: .*database is locked"):
+            call()
+    other.rollback()
+    assert len(opened(storage, resume=True).ask()) == 2
+
+
+def test_a_storage_of_another_schema_is_refused_with_what_to_do(database: tuple[str, sqlite3.Connection]) -> None:
+    storage, other = database
+    other.execute("update alembic_version set version_num = 'v2.4.0.a'")
+    other.execute("update version_info set library_version = '2.4.0', schema_version = 11")
+    other.commit()
+    said = refusal(storage, resume=True)
+    assert "no longer compatible with the table schema" in said and "optuna storage upgrade" in said
+
+
+def test_a_study_whose_storage_goes_away_keeps_its_finished_runs(tmp_path: Path) -> None:
+    """Told at once, with what was trained on disk; when the storage is back the study goes on."""
+    storage, study = sqlite(tmp_path / "optuna.db"), made({"seeds": 1})
+    opened_at, calls = time.perf_counter(), []
+    other = sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)
+
+    def locking(made_plan: Any, tasks: Any) -> None:
+        if not calls:
+            other.execute("BEGIN EXCLUSIVE")
+        calls.append(made_plan)
+
+    with pytest.raises(StudyError, match="cannot be used: .*database is locked"):
+        go(study, tmp_path, impatient(storage), planned=locking)
+    assert time.perf_counter() - opened_at < 60
+    other.rollback()
+    other.close()
+    kept = table(tmp_path / "trial" / "runs.csv")
+    assert len(kept) == 2
+    done = go(study, tmp_path, storage, resume=True)
+    assert done.answer.trials == (4, 0) and kept.keys() < done.rows().keys()
+
+
+def test_an_unwritable_folder_is_refused_before_a_trial_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "trial").write_text("in the way")
+    storage = InMemoryStorage()
+    with pytest.raises(ResultsError, match="cannot write to"):
+        go(made(), tmp_path, storage)
+    assert all(
+        trial.state == TrialState.WAITING
+        for name in optuna.get_all_study_names(storage)
+        for trial in optuna.load_study(study_name=name, storage=storage).trials
+    )

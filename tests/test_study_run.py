@@ -1,0 +1,371 @@
+"""A study from file to answer: what trials and the final evaluation see, what is told, and what comes out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmark import data
+from benchmark.data import ImageSet
+from benchmark.feed import Feed
+from benchmark.scenarios import Scenario
+from studies import run as studying
+from studies.run import Answer, Outcome
+from studies.spec import Study
+from tests.conftest import CPU
+from tests.test_study_spec import LAM, made
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "validation": {"study": {"protocol": "validation"}},
+    "first-k": {"study": {"protocol": "first-k"}, "scenario": {"name": "permuted-digits", "tasks": 4}},
+    "two-dataset": {"study": {"protocol": "two-dataset", "tune_on": {"name": "rotated-digits", "tasks": 2}}},
+    "test-oracle": {"study": {"protocol": "test-oracle"}},
+}
+HONEST = [protocol for protocol in PROTOCOLS if protocol != "test-oracle"]
+
+
+def study_of(protocol: str, **study: Any) -> Study:
+    changes = PROTOCOLS[protocol]
+    return made(changes["study"] | study, **{k: v for k, v in changes.items() if k != "study"})
+
+
+@dataclasses.dataclass
+class Done:
+    """A study that ran, and what it left."""
+
+    study: Study
+    outcome: Outcome
+    storage: Any
+    said: list[str]
+
+    @property
+    def answer(self) -> Answer:
+        (answer,) = self.outcome.answers
+        return answer
+
+    def trials(self, label: str | None = None) -> list[FrozenTrial]:
+        label = label or self.study.searches[0].label
+        return optuna.load_study(study_name=f"{self.study.name}/{label}", storage=self.storage).trials
+
+    def rows(self) -> dict[str, dict[str, str]]:
+        with (self.outcome.folder / "runs.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len({row["run_key"] for row in rows}) == len(rows)
+        return {row["run_key"]: row for row in rows}
+
+
+def go(study: Study, out: Path, storage: Any = None, said: list[str] | None = None, **options: Any) -> Done:
+    storage, said = storage or InMemoryStorage(), [] if said is None else said
+    outcome = studying.run(study, out=out, storage=storage, device=CPU, say=said.append, **options)
+    return Done(study, outcome, storage, said)
+
+
+# What trials and the final evaluation see
+
+
+@dataclasses.dataclass
+class Seen:
+    """Every sample that a run was given, in the order of training."""
+
+    trained: list[tuple[Scenario, int, frozenset[int]]] = dataclasses.field(default_factory=list)
+    tested: list[tuple[Scenario, tuple[int, ...], ImageSet]] = dataclasses.field(default_factory=list)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    found, ids, test = Seen(), Feed.ids, Feed.test
+
+    def watched_ids(self: Feed, task: int, run: int) -> torch.Tensor:
+        result = ids(self, task, run)
+        offset = (task - 1) * len(self.pool.y) + self.pool.offsets[task - 1]
+        rows = frozenset((result - offset).tolist())
+        found.trained.append((self.pool.scenario, self.seeds[run], rows))
+        return result
+
+    def watched_test(self: Feed, task: int, chunk: int) -> Any:
+        found.tested.append((self.pool.scenario, self.seeds, self.pool.tasks[task - 1]))
+        return test(self, task, chunk)
+
+    monkeypatch.setattr(Feed, "ids", watched_ids)
+    monkeypatch.setattr(Feed, "test", watched_test)
+    return found
+
+
+@pytest.mark.parametrize("protocol", HONEST)
+def test_trials_are_tested_on_training_images_and_the_chosen_setting_once_on_the_test_set(
+    protocol: str, seen: Seen, tmp_path: Path
+) -> None:
+    study = study_of(protocol)
+    go(study, tmp_path)
+    digits = data.load("digits")
+    everything = frozenset(range(len(digits.train_y)))
+
+    in_trials = [entry for entry in seen.trained if entry[0] == study.tuning]
+    in_the_end = [entry for entry in seen.trained if entry[0] == study.reported]
+    assert len(in_trials) + len(in_the_end) == len(seen.trained)
+    assert {seed for _, seed, _ in in_trials} == {*study.tuning_seeds}
+    assert {seed for _, seed, _ in in_the_end} == {*study.test_seeds}
+    held_out = {seed: everything - rows for _, seed, rows in in_trials}
+    assert all(0.09 < len(rows) / len(everything) < 0.11 for rows in held_out.values())
+    assert all(rows == everything - held_out[seed] for _, seed, rows in in_trials)
+    assert all(rows == everything for _, _, rows in in_the_end)  # train and validation
+
+    scenarios = [scenario for scenario, _, _ in seen.tested]
+    turn = scenarios.index(study.reported)
+    assert turn > 0 and {*scenarios[:turn]} == {study.tuning} and {*scenarios[turn:]} == {study.reported}
+    for scenario, seeds, images in seen.tested:
+        final = scenario == study.reported
+        assert {*seeds} <= {*(study.test_seeds if final else study.tuning_seeds)}
+        assert len(images.test_y) == len(digits.test_y if final else digits.train_y)
+        assert (images.test_x.data_ptr() == images.train_x.data_ptr()) == (not final)
+
+
+def test_under_test_oracle_every_trial_sees_what_is_reported(seen: Seen, tmp_path: Path) -> None:
+    study = study_of("test-oracle")
+    go(study, tmp_path)
+    assert (
+        {scenario for scenario, _, _ in seen.trained}
+        == {study.reported}
+        == {scenario for scenario, _, _ in seen.tested}
+    )
+    assert {seed for _, seed, _ in seen.trained} == {*study.tuning_seeds}
+    assert all(len(images.test_y) == len(data.load("digits").test_y) for _, _, images in seen.tested)
+
+
+def values(done: Done) -> list[tuple[dict[str, Any], list[float] | None, Any]]:
+    return [(trial.params, trial.values, trial.user_attrs["seeds"]) for trial in done.trials()]
+
+
+def poisoned(images: ImageSet) -> ImageSet:
+    """Every test label wrong, and every test image another one."""
+    return dataclasses.replace(
+        images, test_x=images.scale - images.test_x.float(), test_y=(images.test_y + 1) % images.classes
+    )
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_test_image_reaches_a_trial_but_under_test_oracle(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, load = study_of(protocol), data.load
+    clean = go(study, tmp_path / "clean")
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None, say=print: poisoned(load(name)))
+    other = go(study, tmp_path / "poisoned")
+    assert len(values(clean)) == study.table.trials
+    if protocol == "test-oracle":
+        for (_, before, _), (_, after, _) in zip(values(clean), values(other), strict=True):
+            assert before is not None and after is not None and before != after
+    else:
+        assert values(clean) == values(other)
+        assert clean.answer.params == other.answer.params and clean.answer.promised == other.answer.promised
+    # The poison works: what is tested in the end is another thing.
+    assert clean.answer.tested != other.answer.tested
+
+
+def test_a_choice_made_on_validation_images_is_that_of_its_seeds_alone(tmp_path: Path) -> None:
+    """More test seeds, or none the same, change no trial."""
+    few, many = (go(study_of("validation", test_seeds=n), tmp_path / str(n)) for n in (1, 3))
+    assert values(few) == values(many)
+    name = "average_accuracy"
+    assert (len(few.answer.tested[name]), len(many.answer.tested[name])) == (1, 3)
+    # In float32 a run in a stack of another size is the same but for rounding.
+    assert few.answer.tested[name] == pytest.approx(many.answer.tested[name][:1], abs=0.005)
+
+
+# What is told and what comes out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Two strategies, six trials each, in batches of four."""
+    strategies = [{"name": "ewc", "lam": LAM}, {"name": "l2", "lam": {"low": 0.0, "high": 100.0}}]
+    study = made({"trials": 6, "batch": 4, "test_seeds": 3}, strategy=strategies)
+    return go(study, tmp_path_factory.mktemp("two"))
+
+
+def test_every_strategy_gets_the_same_number_of_trials_and_it_is_recorded(two: Done) -> None:
+    assert [(answer.label, answer.trials) for answer in two.outcome.answers] == [("ewc", (6, 0)), ("l2", (6, 0))]
+    for search in two.study.searches:
+        assert [trial.state for trial in two.trials(search.label)] == [TrialState.COMPLETE] * 6
+
+
+def test_a_trial_is_the_mean_of_runs_that_are_in_the_tables(two: Done) -> None:
+    rows = two.rows()
+    for label in ("ewc", "l2"):
+        for trial in two.trials(label):
+            runs = [rows[seed["run_key"]] for seed in trial.user_attrs["seeds"]]
+            assert [int(row["seed"]) for row in runs] == [0, 1]
+            assert all(float(row["lam"]) == trial.params["lam"] and row["strategy_name"] == label for row in runs)
+            accuracies = [float(row["average_accuracy"]) for row in runs]
+            assert [seed["average_accuracy"] for seed in trial.user_attrs["seeds"]] == accuracies
+            assert trial.values == [pytest.approx(np.mean(accuracies), abs=1e-12)]
+    assert len(rows) == 2 * (6 * 2 + 3)
+
+
+def test_the_answer_is_the_best_trial_tested_with_fresh_seeds(two: Done) -> None:
+    rows = two.rows()
+    for answer in two.outcome.answers:
+        best = max(two.trials(answer.label), key=lambda trial: trial.values[0])
+        assert answer.params == best.params and answer.promised == {"average_accuracy": best.values[0]}
+        tested = [row for row in rows.values() if row["strategy_name"] == answer.label and int(row["seed"]) >= 2]
+        assert sorted(int(row["seed"]) for row in tested) == [2, 3, 4]
+        assert {float(row["lam"]) for row in tested} == {best.params["lam"]}
+        assert sorted(answer.tested["average_accuracy"]) == sorted(float(row["average_accuracy"]) for row in tested)
+        assert answer.protocol == "validation"
+
+
+def test_how_flat_the_optimum_is_is_the_range_of_trials_within_a_point_of_the_best(two: Done) -> None:
+    for answer in two.outcome.answers:
+        trials, best = two.trials(answer.label), answer.promised["average_accuracy"]
+        near = [trial.params["lam"] for trial in trials if best - trial.values[0] <= 0.01]
+        assert answer.flat == {"lam": (min(near), max(near))}
+
+
+def test_a_grid_that_begins_at_0_trains_fine_tuning_itself(two: Done) -> None:
+    assert two.trials("l2")[0].params == {"lam": 0.0}
+
+
+def test_the_time_is_divided_into_what_it_went_into(two: Done) -> None:
+    seconds = dict(two.outcome.seconds)
+    whole = seconds.pop("all")
+    assert 0 < seconds["training"] < whole and sum(seconds.values()) == pytest.approx(whole)
+    assert f"{whole:.0f} s" in two.outcome.timing()
+
+
+def test_under_test_oracle_nothing_is_trained_again_and_nothing_is_between_promise_and_report(tmp_path: Path) -> None:
+    done = go(study_of("test-oracle"), tmp_path)
+    assert len(done.rows()) == 4 * 2
+    (promised,), (tested,) = done.answer.promised.values(), done.answer.tested.values()
+    assert promised == pytest.approx(np.mean(tested), abs=1e-12)
+    assert done.answer.protocol == "test-oracle"
+
+
+@pytest.mark.parametrize("diverged", ["fail", "worst"])
+def test_trials_that_diverge_are_told_so_with_the_reason_and_never_chosen(diverged: str, tmp_path: Path) -> None:
+    choices = {"name": "l2", "lam": [1e30, 1.0]}
+    done = go(made({"diverged": diverged}, strategy=[choices]), tmp_path)
+    trials = done.trials()
+    assert len(trials) == 4 and {trial.params["lam"] for trial in trials} == {1e30, 1.0}
+    for trial in trials:
+        if trial.params["lam"] == 1.0:
+            assert trial.state == TrialState.COMPLETE and "reason" not in trial.user_attrs
+        else:
+            assert trial.user_attrs["reason"] == "diverged with seeds 0, 1"
+            assert {seed["status"] for seed in trial.user_attrs["seeds"]} == {"diverged"}
+            told = (TrialState.FAIL, None) if diverged == "fail" else (TrialState.COMPLETE, [0.0])
+            assert (trial.state, trial.values) == told
+    assert done.answer.params == {"lam": 1.0} and len(done.answer.tested["average_accuracy"]) == 2
+    assert done.answer.trials[0] == 4
+    if diverged == "fail":
+        assert done.answer.trials[1] == sum(trial.params["lam"] > 1 for trial in trials) > 0
+
+
+@pytest.mark.parametrize("diverged", ["fail", "worst"])
+def test_where_every_trial_diverges_the_answer_is_empty_and_nothing_is_tested(
+    diverged: str, seen: Seen, tmp_path: Path
+) -> None:
+    study = made({"diverged": diverged, "trials": 2}, strategy=[{"name": "l2", "lam": [1e30, 1e31]}])
+    done = go(study, tmp_path)
+    assert (done.answer.params, done.answer.promised, done.answer.flat) == ({}, {}, {})
+    assert done.answer.tested == {"average_accuracy": []}
+    assert {scenario for scenario, _, _ in seen.tested} == {study.tuning}
+
+
+def test_one_strategy_without_an_answer_takes_nothing_from_another(tmp_path: Path) -> None:
+    strategies = [{"name": "l2", "lam": [1e30, 1e31]}, {"name": "ewc", "lam": LAM}]
+    done = go(made({"trials": 2}, strategy=strategies), tmp_path)
+    bad, good = done.outcome.answers
+    assert (bad.params, bad.trials) == ({}, (2, 2))
+    assert (len(good.tested["average_accuracy"]), good.trials) == (2, (2, 0))
+
+
+def test_two_objectives_end_with_a_front_and_one_setting_of_it(tmp_path: Path) -> None:
+    done = go(made({"objective": ["stability", "plasticity"], "seeds": 1}), tmp_path)
+    answer, trials = done.answer, done.trials()
+    assert [*answer.promised] == [*answer.tested] == ["stability", "plasticity"]
+    assert answer.flat == {}
+    sums = {trial.number: sum(trial.values) for trial in trials}
+    assert sum(answer.promised.values()) == max(sums.values())
+    for trial in trials:
+        (only,) = trial.user_attrs["seeds"]
+        assert trial.values == [only["stability"], only["plasticity"]]
+    assert all(len(tested) == 2 for tested in answer.tested.values())
+
+
+@pytest.mark.parametrize("name", ["forgetting", "bwt", "fwt", "learning_accuracy", "average_incremental_accuracy"])
+def test_any_metric_can_be_the_objective(name: str, tmp_path: Path) -> None:
+    done = go(made({"objective": name, "trials": 2, "seeds": 1}), tmp_path)
+    rows = done.rows()
+    for trial in done.trials():
+        (only,) = trial.user_attrs["seeds"]
+        assert trial.values == [only[name]] == [float(rows[only["run_key"]][name])]
+    ranked = sorted(trial.values[0] for trial in done.trials())
+    assert done.answer.promised == {name: ranked[0] if name == "forgetting" else ranked[-1]}
+
+
+def test_a_recipe_and_options_can_be_searched_together_with_a_strategy(tmp_path: Path) -> None:
+    strategy = {
+        "name": "ewc",
+        "lam": LAM,
+        "lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "estimator": ["exact", "sampled"],
+    }
+    done = go(made({"seeds": 1}, strategy=[strategy]), tmp_path)
+    rows = done.rows()
+    for trial in done.trials():
+        row = rows[trial.user_attrs["seeds"][0]["run_key"]]
+        assert (float(row["lam"]), float(row["lr"]), row["estimator"]) == (
+            trial.params["lam"], trial.params["lr"], trial.params["estimator"],
+        )  # fmt: skip
+    assert {*done.answer.flat} == {"lam", "lr"}
+
+
+def test_when_the_time_is_up_the_trials_that_are_there_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = go(made({"timeout": 1e-9}), tmp_path / "none")
+    assert (none.answer.params, none.answer.trials) == ({}, (0, 0))
+    assert any("stopped after" in line for line in none.said)
+    # The first batch takes an hour: the clock is looked at between batches.
+    said: list[str] = []
+    clock = types.SimpleNamespace(perf_counter=lambda: 3600.0 * any("2 of 4 trials" in line for line in said))
+    monkeypatch.setattr(studying, "time", clock)
+    some = go(made({"timeout": 60}), tmp_path / "some", said=said)
+    assert some.answer.trials == (2, 0) and some.answer.params
+    assert len(some.answer.tested["average_accuracy"]) == 2
+    assert any("stopped after 60 s" in line for line in said)
+
+
+def test_runs_that_are_on_disk_are_not_trained_again_by_a_new_study(tmp_path: Path, seen: Seen) -> None:
+    study = made()
+    first = go(study, tmp_path)
+    seen.trained.clear()
+    again = go(study, tmp_path)  # another storage, so every trial is asked again
+    assert seen.trained == []
+    assert again.outcome.answers == first.outcome.answers and values(again) == values(first)
+
+
+# Words and numbers
+
+
+def test_an_interval_is_students_t() -> None:
+    mean, half = studying.interval([0.1, 0.2, 0.3])
+    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6))
+    mean, half = studying.interval([0.5])
+    assert mean == 0.5 and math.isnan(half)
+    assert all(math.isnan(value) for value in studying.interval([]))
+
+
+def test_a_setting_is_shown_short() -> None:
+    assert (
+        studying.shown({"lam": 12345.678, "estimator": "exact", "draws": 3}) == "lam=1.23e+04, estimator=exact, draws=3"
+    )
