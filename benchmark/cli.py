@@ -124,6 +124,8 @@ def study(
     device: Device = "auto",
     out: Out = Path("out"),
     data_dir: DataDir = None,
+    tracking_uri: Uri = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not track.")] = False,
     storage: Annotated[
         Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
         typer.Option(help="Optuna storage URL.", show_default="sqlite:///OUT/optuna.db"),
@@ -143,6 +145,7 @@ def study(
     chosen = spec.load(preset_or_file, overrides or [])
     from benchmark.environment import resolve_device
     from benchmark.terminal import Monitor, plain, study_table
+    from reports import studies as presentation
     from studies import run as studying
     from studies import search
 
@@ -163,6 +166,8 @@ def study(
                 say=say,
                 planned=monitor.planned,
                 listener=monitor,
+                tracker=None if offline else _tracker(tracking_uri, out, each.name),
+                presentation=presentation,
             )
             outcomes.append(outcome)
     console.print()
@@ -171,6 +176,8 @@ def study(
     for outcome in outcomes:
         say(outcome.timing())
         say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
+    if all(outcome.undelivered is None for outcome in outcomes) and not offline:
+        say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
     say(f"trials   {storage if '@' not in storage else 'in the storage'}")
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmark import views
 from benchmark.keys import digest
@@ -67,7 +68,7 @@ class Trial:
         status: `finished`, `diverged` or `pruned`.
         reason: why it did not finish, or empty.
         params: what the UI groups by.
-        metrics: what it charts.
+        metrics: what it charts, beside the runs' mean accuracy on each task.
         started: when it was asked, in seconds since the epoch.
         ended: when its value was known, likewise.
         runs: one a seed.
@@ -314,7 +315,10 @@ class Tracker:
         started_ms, now = int(trial.started * 1000), int(time.time() * 1000)
         run_id = self._create("trial", trial.name, started_ms, colour, tags)
         nested = {r.run_key: self._log(r, started_ms, colour, run_id) for r in trial.runs}
-        self._batch(run_id, [Metric(k, v, now, 0) for k, v in trial.metrics.items()], trial.params, {})
+        metrics = [Metric(k, v, now, 0) for k, v in trial.metrics.items()]
+        if trial.runs:
+            metrics += _curves(np.mean([r.accuracy for r in trial.runs], axis=0), now)
+        self._batch(run_id, metrics, trial.params, {})
         # Last, so that a trial that has ended has all of its runs.
         self._client.set_terminated(run_id, STATUSES.get(trial.status, "FAILED"), int(trial.ended * 1000))
         self._there["trial"][trial.key] = run_id, self._overview
@@ -335,11 +339,7 @@ class Tracker:
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
         metrics.append(Metric("train_seconds", float(r.facts["train_seconds"]), now, 0))
-        metrics += [
-            Metric(f"acc/task_{j + 1:02d}", float(v), now, k)
-            for (k, j), v in np.ndenumerate(r.accuracy)
-            if np.isfinite(v)
-        ]
+        metrics += _curves(r.accuracy, now)
         params = {"strategy": r.strategy, "seed": str(r.seed), **r.fields, "trunk": r.facts["trunk"]}
         self._batch(run_id, metrics, {k: v for k, v in params.items() if v}, {})
         if not parent:  # a trial's runs are many, and their curves hold the same numbers
@@ -382,6 +382,14 @@ class Tracker:
         except Exception as error:
             reason = redacted(" ".join(str(error).split()))[:300]
             raise TrackingError(f"MLflow at {redacted(self.uri)} failed: {reason}") from error
+
+
+def _curves(accuracy: NDArray[np.float64], now: int) -> list[Any]:
+    """Accuracy on each task against tasks trained, as metrics."""
+    from mlflow.entities import Metric
+
+    cells = [(k, j, float(v)) for (k, j), v in np.ndenumerate(accuracy)]
+    return [Metric(f"acc/task_{j + 1:02d}", v, now, k) for k, j, v in cells if np.isfinite(v)]
 
 
 def _cut(note: str, most: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import torch
 from scipy import stats
+from tabulate import tabulate
 
 from benchmark import environment, harness, models, plan, scenarios
 from benchmark.config import Entry
@@ -20,7 +21,9 @@ from benchmark.experiment import common
 from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
+from benchmark.tracking import Tracker
 from studies import objectives
+from studies.delivery import Delivery, Presentation
 from studies.pruning import Halving
 from studies.search import Searcher
 from studies.spec import Study
@@ -61,11 +64,13 @@ class Outcome:
         answers: one a strategy.
         folder: of the tables of all runs.
         seconds: wall time, by what it went into; `all` is the whole.
+        undelivered: why MLflow does not have everything, or None.
     """
 
     answers: list[Answer]
     folder: Path
     seconds: dict[str, float]
+    undelivered: str | None = None
 
     def timing(self) -> str:
         """One line for people."""
@@ -136,6 +141,8 @@ def run(
     say: Say = lambda line: None,
     planned: Planned = lambda plan, tasks: None,
     listener: harness.Listener | None = None,
+    tracker: Tracker | None = None,
+    presentation: Presentation | None = None,
 ) -> Outcome:
     """Search each strategy's space with the same number of trials, then test the best setting of each.
 
@@ -150,6 +157,8 @@ def run(
         say: takes one line for each thing worth knowing.
         planned: called before each batch trains, with what will be trained and on which images.
         listener: hears about progress, from several threads.
+        tracker: where trials and tests are logged; None keeps them on disk and in the storage only.
+        presentation: how the study looks there.
 
     Raises:
         StudyError: the study cannot be opened or continued.
@@ -163,13 +172,20 @@ def run(
         tasks = scenarios.load(study.experiment.scenario, data_dir, say)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
-        _search(study, searchers, train, started, say)
-        answers = _test(study, searchers, train, say)
+        delivery = Delivery(tracker, study, presentation, say)
+        _search(study, searchers, train, delivery, started, say)
+        answers, tested = _test(study, searchers, train, say)
+        told = markdown(answers)
+        delivery.close(searchers, store.records, told, tested, store.description()[1])
     whole = time.perf_counter() - started
-    return Outcome(answers, store.folder, {"all": whole, "training": train.seconds, "the rest": whole - train.seconds})
+    rest = whole - train.seconds - delivery.seconds
+    seconds = {"all": whole, "training": train.seconds, "MLflow": delivery.seconds, "Optuna and the rest": rest}
+    return Outcome(answers, store.folder, seconds, delivery.failure)
 
 
-def _search(study: Study, searchers: list[Searcher], train: _Trainer, started: float, say: Say) -> None:
+def _search(
+    study: Study, searchers: list[Searcher], train: _Trainer, delivery: Delivery, started: float, say: Say
+) -> None:
     """Ask every strategy for a batch of trials, train all of them together, tell; until the budget is spent."""
     timeout = study.table.timeout or float("inf")
     while time.perf_counter() - started < timeout:
@@ -188,9 +204,12 @@ def _search(study: Study, searchers: list[Searcher], train: _Trainer, started: f
             given_up = halving.values.get((searcher.search.label, trial.number)) if halving else None
             if given_up:
                 seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
+                delivery.trial(searcher, trial, seeds, records)
                 searcher.prune(trial, seeds, *given_up)
             else:
-                searcher.tell(trial, [_seed(study, records[run.key]) for run in each])
+                seeds = [_seed(study, records[run.key]) for run in each]
+                delivery.trial(searcher, trial, seeds, records)
+                searcher.tell(trial, seeds)
         if halving:
             say(f"pruned {len(halving.values)} of {len(asked)} trials, {halving.saved} run-epochs saved")
         for searcher in searchers:
@@ -198,8 +217,10 @@ def _search(study: Study, searchers: list[Searcher], train: _Trainer, started: f
     say(f"stopped after {timeout:g} s: the trials that are there decide")
 
 
-def _test(study: Study, searchers: list[Searcher], train: _Trainer, say: Say) -> list[Answer]:
-    """The best setting of each strategy, retrained on all training images with seeds of its own."""
+def _test(
+    study: Study, searchers: list[Searcher], train: _Trainer, say: Say
+) -> tuple[list[Answer], dict[str, list[Record]]]:
+    """The best setting of each strategy, retrained on all training images with seeds of its own; and its runs."""
     chosen = {s.search.label: best for s in searchers if (best := s.best()) is not None}
     runs = {
         s.search.label: _runs(study, study.entry(s.search, best.params), study.reported, study.test_seeds)
@@ -225,7 +246,19 @@ def _test(study: Study, searchers: list[Searcher], train: _Trainer, say: Say) ->
                 protocol=study.protocol,
             )
         )
-    return answers
+    return answers, {label: [records[r.key] for r in each] for label, each in runs.items()}
+
+
+def markdown(answers: list[Answer]) -> str:
+    """What a study found, as a Markdown table; in per cent."""
+    rows = []
+    for a in answers:
+        for name, promised in a.promised.items():
+            mean, half = interval(a.tested[name])
+            tested = f"{100 * mean:.1f} ± {100 * half:.1f}"
+            rows.append([f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, a.protocol])
+    heads = ["strategy", "best setting", "objective", "promised", "tested (95% interval)", "protocol"]
+    return str(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
 
 
 def _runs(study: Study, entry: Entry, scenario: Scenario, seeds: tuple[int, ...]) -> list[Run]:

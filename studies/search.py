@@ -79,7 +79,8 @@ class Searcher:
             known = len(self.ended)
             # What is asked follows from what was told, not from how often the command was begun.
             self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
-            asked = min(self.study.table.trials - known, self.study.table.batch)
+            # A batch cut short is made whole first, for the same reason.
+            asked = min(self.study.table.trials - known, self.study.table.batch - known % self.study.table.batch)
             return [self.optuna.ask(self.search.space) for _ in range(asked)]
 
     def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> None:
@@ -89,12 +90,12 @@ class Searcher:
             trial: from `ask`.
             seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value.
         """
-        diverged = [s["seed"] for s in seeds if s["status"] == "diverged"]
+        diverged, told = [s["seed"] for s in seeds if s["status"] == "diverged"], self._told(seeds)
         with explained():
             if diverged:
                 trial.set_user_attr(REASON, f"diverged with seeds {', '.join(map(str, diverged))}")
             trial.set_user_attr(SEEDS, seeds)
-            self._tell(trial.number, seeds)
+            self.optuna.tell(trial.number, **told)
 
     def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], task: int, value: float) -> None:
         """End a trial that was given up.
@@ -111,14 +112,14 @@ class Searcher:
             trial.set_user_attr(SEEDS, seeds)
             self.optuna.tell(trial, state=TrialState.PRUNED)
 
-    def _tell(self, number: int, seeds: list[dict[str, Any]]) -> None:
+    def _told(self, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+        """What Optuna is told of a trial: values, or that it failed."""
         names, diverged = self.study.objectives, any(s["status"] == "diverged" for s in seeds)
-        if diverged and self.study.table.diverged == "fail":
-            self.optuna.tell(number, state=TrialState.FAIL)
-            return
-        worst = [objectives.worst(name) for name in names]
-        means = worst if diverged else [float(np.mean([s[name] for s in seeds])) for name in names]
-        self.optuna.tell(number, means)
+        if not diverged:
+            return {"values": [float(np.mean([s[name] for s in seeds])) for name in names]}
+        if self.study.table.diverged == "fail":
+            return {"state": TrialState.FAIL}
+        return {"values": [objectives.worst(name) for name in names]}
 
     def best(self) -> FrozenTrial | None:
         """The trial to report: of two objectives, the one of the Pareto front whose sum is best."""
@@ -164,7 +165,7 @@ class Searcher:
             if SEEDS in trial.user_attrs and trial.intermediate_values:
                 self.optuna.tell(trial.number, state=TrialState.PRUNED)
             elif SEEDS in trial.user_attrs:
-                self._tell(trial.number, trial.user_attrs[SEEDS])
+                self.optuna.tell(trial.number, **self._told(trial.user_attrs[SEEDS]))
             else:
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
                 # One killed while it was being asked has not all of its parameters yet.
@@ -199,7 +200,10 @@ def explained() -> Generator[None, None, None]:
     except StudyError:
         raise
     except Exception as error:
-        reason = redacted(" ".join(str(error).split()))[:300]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # what is raised last says least: `an exception is raised during the commit`
+            cause = cause.__cause__
+        reason = redacted(" ".join(str(cause).split()))[:300] or type(cause).__name__
         raise StudyError(f"the Optuna storage cannot be used: {reason}") from error
 
 

@@ -16,16 +16,19 @@ import torch
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmark import data
+from benchmark import data, plan
 from benchmark.data import ImageSet
 from benchmark.feed import Feed
+from benchmark.runs import Run
 from benchmark.scenarios import Scenario
+from studies import objectives, spec
 from studies import run as studying
 from studies.run import Answer, Outcome
 from studies.spec import Study
-from tests.conftest import CPU
+from tests.conftest import CPU, execute
 from tests.test_study_spec import LAM, made
 
+DOUBLE = {"lr": 1e-3, "batch_size": 32, "iterations": 6, "precision": "float64"}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "validation": {"study": {"protocol": "validation"}},
     "first-k": {"study": {"protocol": "first-k"}, "scenario": {"name": "permuted-digits", "tasks": 4}},
@@ -352,6 +355,91 @@ def test_runs_that_are_on_disk_are_not_trained_again_by_a_new_study(tmp_path: Pa
     again = go(study, tmp_path)  # another storage, so every trial is asked again
     assert seen.trained == []
     assert again.outcome.answers == first.outcome.answers and values(again) == values(first)
+
+
+# Trials given up early
+
+
+FOUR = {"name": "permuted-digits", "tasks": 4}
+
+
+@pytest.fixture
+def one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All runs of a batch in one stack, however many processors there are."""
+    monkeypatch.setattr(plan, "workers_for", lambda device: 1)
+
+
+@pytest.mark.usefixtures("one_stack")
+def test_the_worse_half_is_given_up_and_the_others_are_what_they_would_have_been(tmp_path: Path) -> None:
+    study = {"trials": 4, "batch": 4, "seeds": 1, "test_seeds": 1}
+    whole = go(made(study, scenario=FOUR, train=DOUBLE), tmp_path / "whole")
+    halved = go(made(study | {"pruning": "halving"}, scenario=FOUR, train=DOUBLE), tmp_path / "halved")
+    assert [trial.params for trial in halved.trials()] == [trial.params for trial in whole.trials()]
+    pruned = [trial for trial in halved.trials() if trial.state == TrialState.PRUNED]
+    assert len(pruned) == 2 and halved.answer.trials == (4, 0)
+    # Judged by accuracy on the first two tasks after the second, against the two that stay.
+    after_two = [after(whole, trial, 2) for trial in whole.trials()]
+    assert {trial.number for trial in pruned} == {*np.argsort(after_two)[:2]}
+    for trial, before in zip(halved.trials(), whole.trials(), strict=True):
+        if trial in pruned:
+            assert trial.intermediate_values == {2: pytest.approx(after(whole, before, 2), abs=1e-12)}
+            assert trial.user_attrs["reason"] == "pruned after task 2"
+            assert {seed["status"] for seed in trial.user_attrs["seeds"]} == {"pruned"}
+            assert not {seed["run_key"] for seed in trial.user_attrs["seeds"]} & {*halved.rows()}
+        else:
+            assert trial.values == pytest.approx(before.values, abs=1e-12)
+    assert any("pruned 2 of 4 trials" in line for line in halved.said)
+
+
+def after(done: Done, trial: FrozenTrial, task: int) -> float:
+    """Accuracy on the tasks so far, after a task."""
+    (seed,) = trial.user_attrs["seeds"]
+    with (done.outcome.folder / "accuracy.csv").open() as file:
+        cells = [row for row in csv.DictReader(file) if row["run_key"] == seed["run_key"]]
+    found = [row for row in cells if int(row["after_task"]) == task and int(row["task"]) <= task]
+    return float(np.mean([float(row["accuracy"]) for row in found]))
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a setting asked twice is pruned for the later trial alone")
+@pytest.mark.usefixtures("one_stack")
+def test_a_setting_that_is_asked_twice_may_be_given_up(tmp_path: Path) -> None:
+    choices = {"name": "ewc", "estimator": ["exact", "sampled"]}
+    study = {"pruning": "halving", "trials": 8, "batch": 8, "seeds": 1, "test_seeds": 1}
+    done = go(made(study, scenario=FOUR, strategy=[choices]), tmp_path)
+    assert done.answer.trials == (8, 0)
+
+
+# The number to reach
+
+
+@pytest.mark.slow
+def test_64_trials_find_a_lambda_within_a_point_of_the_best_of_a_fine_grid(tmp_path: Path) -> None:
+    (study,) = spec.load("lambda-permuted-digits", ["study.trials=64", "study.batch=16"])
+    study = dataclasses.replace(study, searches=study.searches[:1])  # EWC, λ from 1 to 1e6
+    done = go(study, tmp_path)
+    assert done.answer.trials == (64, 0)
+    (promised,) = done.answer.promised.values()
+
+    grid = [float(lam) for lam in np.geomspace(1.0, 1e6, 41)]
+    entries = [study.entry(study.searches[0], {"lam": lam}) for lam in grid]
+    runs = {
+        lam: [
+            Run(study.tuning, study.experiment.model, e.recipe, e.strategy, e.name, e.label, seed)
+            for seed in study.tuning_seeds
+        ]
+        for lam, e in zip(grid, entries, strict=True)
+    }
+    results = execute(*(run for each in runs.values() for run in each))
+    reference = {
+        lam: float(np.mean([objectives.value("average_accuracy", results[run.key].accuracy) for run in each]))
+        for lam, each in runs.items()
+    }
+    best = max(reference.values())
+    assert sum(value < best - 0.01 for value in reference.values()) > 15  # else anything would do
+    assert promised >= best - 0.01
+    # The same by the grid's own account: what it says of λ nearest to the one found.
+    nearest = min(grid, key=lambda lam: abs(math.log(lam / done.answer.params["lam"])))
+    assert reference[nearest] >= best - 0.02
 
 
 # Words and numbers
