@@ -288,6 +288,7 @@ class Tracker:
     def _delivered(self, kind: str) -> dict[str, tuple[str, str]]:
         """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted."""
         found: dict[str, tuple[str, str]] = {}
+        unfinished = []
         token: str | None = None
         while token != "":
             page = self._client.search_runs(
@@ -298,8 +299,10 @@ class Tracker:
                 if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
                     found[tags[KEY]] = (run.info.run_id, tags.get(OVERVIEW, ""))
                 elif tags.get(OWNER) == self._owner:
-                    self._delete(run.info.run_id)
+                    unfinished.append(run.info.run_id)
             token = page.token or ""
+        for run_id in unfinished:  # not before: pages are counted, and would leave out as many as were deleted
+            self._delete(run_id)
         return found
 
     def _delete(self, run_id: str) -> None:

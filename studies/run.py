@@ -166,8 +166,9 @@ def run(
         DataError: the images cannot be had.
     """
     started = time.perf_counter()
-    searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
     with Store(out / (study.name + suffix)) as store:
+        # Under the folder's lock: trials that another command is training are not orphans.
+        searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
         train = _Trainer(store, device, data_dir, say, planned, listener)
         tasks = scenarios.load(study.experiment.scenario, data_dir, say)
         heads = study.experiment.scenario.heads(tasks)
@@ -194,14 +195,18 @@ def _search(
             return
         entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
         runs = [_runs(study, entry, study.tuning, study.tuning_seeds) for entry in entries]
+        keys = [tuple(run.key for run in each) for each in runs]
+        # A setting may be asked twice in a batch: its runs are the first trial's.
+        owners: dict[tuple[str, ...], tuple[str, int]] = {}
+        for (searcher, trial), key in zip(asked, keys, strict=True):
+            owners.setdefault(key, (searcher.search.label, trial.number))
         halving = None
         if study.table.pruning == "halving":
-            owners = [(searcher.search.label, trial.number) for searcher, trial in asked]
-            trials = {run.key: owner for owner, each in zip(owners, runs, strict=True) for run in each}
+            trials = {run: owner for key, owner in owners.items() for run in key}
             halving = Halving(study.objectives[0], trials, train.load(study.tuning))
         records = train([run for each in runs for run in each], halving)
-        for (searcher, trial), each in zip(asked, runs, strict=True):
-            given_up = halving.values.get((searcher.search.label, trial.number)) if halving else None
+        for (searcher, trial), each, key in zip(asked, runs, keys, strict=True):
+            given_up = halving.values.get(owners[key]) if halving else None
             if given_up:
                 seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
                 delivery.trial(searcher, trial, seeds, records)

@@ -280,7 +280,6 @@ def test_resume_of_a_study_that_is_not_there_starts_it(tmp_path: Path) -> None:
     assert done.answer.trials == (2, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="trials are failed before the folder's lock is asked for")
 def test_a_second_command_leaves_the_trials_of_the_first_alone(tmp_path: Path) -> None:
     study, storage = made(), InMemoryStorage()
     asked = Searcher(study, study.searches[0], storage, resume=False).ask()

@@ -400,7 +400,6 @@ def after(done: Done, trial: FrozenTrial, task: int) -> float:
     return float(np.mean([float(row["accuracy"]) for row in found]))
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a setting asked twice is pruned for the later trial alone")
 @pytest.mark.usefixtures("one_stack")
 def test_a_setting_that_is_asked_twice_may_be_given_up(tmp_path: Path) -> None:
     choices = {"name": "ewc", "estimator": ["exact", "sampled"]}
