@@ -80,8 +80,8 @@ class Delivery:
         def call(tracker: Tracker) -> None:
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
             new = tracker.deliver_trials([about], self._colours())
-            if about.key in new:
-                _, nested = new[about.key]
+            _, nested = new.get(about.key, ("", {}))
+            if nested:
                 with explained():
                     trial.set_user_attr(MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
 

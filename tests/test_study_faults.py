@@ -330,8 +330,15 @@ def test_a_url_that_leads_nowhere_is_one_clear_line(url: str) -> None:
     refusal(url)
 
 
-def test_a_password_is_not_repeated() -> None:
-    assert "hunter2" not in refusal("foo://me:hunter2@host/db")
+def test_a_password_in_what_a_driver_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://me:hunter2@host/db"
+
+    def failing(storage: str) -> list[str]:
+        raise RuntimeError(f"no connection to {url}\nafter 3 attempts")
+
+    monkeypatch.setattr(optuna, "get_all_study_names", failing)
+    said = refusal(url)
+    assert "hunter2" not in said and "no connection to" in said and "after 3 attempts" in said
 
 
 @pytest.fixture

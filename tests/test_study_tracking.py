@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sqlite3
 import zlib
@@ -71,7 +72,7 @@ class Place:
 
     def nested(self, run: Run) -> list[Run]:
         found = self.client.search_runs([self.id()], f"tags.`{PARENT}` = '{run.info.run_id}'")
-        return sorted(found, key=lambda r: r.data.params["seed"])
+        return sorted(found, key=lambda r: str(r.info.run_name))
 
     def trial(self, label: str, number: int) -> Run:
         (found,) = (r for r in self.runs() if r.info.run_name == f"{label} trial {number}")
@@ -162,13 +163,22 @@ def test_a_diverged_trial_failed_and_says_why_and_has_no_value(place: Place) -> 
     assert place.trial("ewc", 1).info.status == "FINISHED"
 
 
-def test_a_pruned_trial_was_given_up_and_has_no_runs(place: Place) -> None:
+@pytest.mark.parametrize("first", ["delivered", "told"])
+def test_a_pruned_trial_was_given_up_and_has_no_runs(place: Place, first: str) -> None:
     played = play(study(EWC))
     delivery = place.delivery(played)
-    played.batch(delivery, prunes=[0])
+    (searcher,) = played.searchers
+    trial = searcher.ask()[0]
+    seeds = played.seeds(searcher, trial, pruned=True)
+    if first == "delivered":
+        delivery.trial(searcher, trial, seeds, played.records)
+    searcher.prune(trial, seeds, 2, 0.5)
+    delivery.trial(searcher, trial, seeds, played.records)
     run = place.trial("ewc", 0)
     assert (run.info.status, run.data.tags["forgetbench.status"]) == ("KILLED", "pruned")
     assert place.nested(run) == [] and "average_accuracy" not in run.data.metrics
+    if first == "told":
+        assert run.data.tags["forgetbench.reason"] == "pruned after task 2"
 
 
 def test_newest_first_strategies_take_turns_and_tests_come_after_all_trials(place: Place) -> None:
@@ -459,12 +469,12 @@ def test_the_view_of_tests_compares_strategies_and_leaves_trials_out(place: Plac
 
 
 def mode(path: Path) -> str:
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
 def test_a_database_made_here_commits_fast_and_one_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "theirs.db") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "theirs.db")) as connection:
         connection.execute("CREATE TABLE experiments (id INTEGER)")
     with pytest.raises(TrackingError):  # no schema of MLflow's
         Tracker(f"sqlite:///{tmp_path / 'theirs.db'}", "x", tmp_path)
