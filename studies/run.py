@@ -209,8 +209,9 @@ def _search(
             given_up = halving.values.get(owners[key]) if halving else None
             if given_up:
                 seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
-                delivery.trial(searcher, trial, seeds, records)
+                # Told first, since pruning says why; there are no runs whose ids it would want.
                 searcher.prune(trial, seeds, *given_up)
+                delivery.trial(searcher, trial, seeds, records)
             else:
                 seeds = [_seed(study, records[run.key]) for run in each]
                 delivery.trial(searcher, trial, seeds, records)

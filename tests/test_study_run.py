@@ -21,6 +21,7 @@ from benchmark.data import ImageSet
 from benchmark.feed import Feed
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
+from strategies import EWC, FinishedTask, Params
 from studies import objectives, spec
 from studies import run as studying
 from studies.run import Answer, Outcome
@@ -265,7 +266,9 @@ def test_trials_that_diverge_are_told_so_with_the_reason_and_never_chosen(diverg
             assert trial.state == TrialState.COMPLETE and "reason" not in trial.user_attrs
         else:
             assert trial.user_attrs["reason"] == "diverged with seeds 0, 1"
-            assert {seed["status"] for seed in trial.user_attrs["seeds"]} == {"diverged"}
+            # Nothing that is no number gets into the storage: JSON has none.
+            told_of = {(seed["status"], seed["average_accuracy"]) for seed in trial.user_attrs["seeds"]}
+            assert told_of == {("diverged", None)}
             told = (TrialState.FAIL, None) if diverged == "fail" else (TrialState.COMPLETE, [0.0])
             assert (trial.state, trial.values) == told
     assert done.answer.params == {"lam": 1.0} and len(done.answer.tested["average_accuracy"]) == 2
@@ -283,6 +286,25 @@ def test_where_every_trial_diverges_the_answer_is_empty_and_nothing_is_tested(
     assert (done.answer.params, done.answer.promised, done.answer.flat) == ({}, {}, {})
     assert done.answer.tested == {"average_accuracy": []}
     assert {scenario for scenario, _, _ in seen.tested} == {study.tuning}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragile(EWC):
+    """Diverges where it is trained on every image, as it is in the end."""
+
+    def measure(self, model: torch.nn.Module, task: FinishedTask) -> Params:
+        importance = super().measure(model, task)
+        whole = len(task.y) == len(data.load("digits").train_y)
+        return {k: v * torch.nan if whole else v for k, v in importance.items()}
+
+
+def test_a_chosen_setting_that_diverges_in_the_end_has_a_promise_and_no_result(tmp_path: Path) -> None:
+    fragile = {"name": "tests.test_study_run:Fragile", "lam": LAM}
+    done = go(made({"trials": 2}, strategy=[fragile]), tmp_path)
+    assert done.answer.trials == (2, 0) and done.answer.params and done.answer.promised["average_accuracy"] > 0
+    assert done.answer.tested == {"average_accuracy": []}
+    statuses = {(int(row["seed"]) >= 2, row["status"]) for row in done.rows().values()}
+    assert statuses == {(False, "finished"), (True, "diverged")}
 
 
 def test_one_strategy_without_an_answer_takes_nothing_from_another(tmp_path: Path) -> None:
