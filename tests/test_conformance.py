@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,9 +21,20 @@ from strategies.conformance import Failed, Inapplicable
 EXAMPLE = Path(__file__).parent / "example_package"
 
 
-@pytest.mark.parametrize(
-    "case", [case for name in strategies.names() for case in conformance.cases(registry.get(name))], ids=str
-)
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Networks this small only lose time on a second thread; `conftest.py` puts the number back."""
+    torch.set_num_threads(1)
+
+
+def every_case() -> Iterator[object]:
+    """Each check of each variant; training the variants that are not the default takes minutes."""
+    for case in (case for name in strategies.names() for case in conformance.cases(registry.get(name))):
+        trained = case.check in harness_checks.CHECKS and case.strategy != type(case.strategy)()
+        yield pytest.param(case, id=str(case), marks=[pytest.mark.slow] if trained else [])
+
+
+@pytest.mark.parametrize("case", list(every_case()))
 def test_every_registered_strategy_conforms(case):
     case.run()
 
