@@ -23,7 +23,7 @@ bench: setup  ## the main job: MNIST then Fashion-MNIST, every strategy, tracked
 	$(BIN)/forgetbench run mnist-fashion
 
 test: setup  ## the tests: offline, a few minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: setup  ## real data, services, packaging
 	$(BIN)/python -m pytest -m slow

@@ -145,6 +145,7 @@ def study(
     chosen = spec.load(preset_or_file, overrides or [])
     from benchmark.environment import resolve_device
     from benchmark.terminal import Monitor, plain, study_table
+    from benchmark.tracking import redacted
     from reports import studies as presentation
     from studies import run as studying
     from studies import search
@@ -178,7 +179,7 @@ def study(
         say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
     if all(outcome.undelivered is None for outcome in outcomes) and not offline:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
-    say(f"trials   {storage if '@' not in storage else 'in the storage'}")
+    say(f"trials   {redacted(storage)}")
 
 
 @app.command("list")

@@ -27,7 +27,17 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with an experiment file or a command line's overrides."""
+    """Everything that is wrong with a file or a command line's overrides.
+
+    Args:
+        what: of the file, or the whole message where there is nothing to list.
+        errors: one line each, with its path; said once.
+    """
+
+    def __init__(self, what: str, errors: Iterable[str] = ()) -> None:
+        self.errors = tuple(dict.fromkeys(errors))
+        listed = [f"{len(self.errors)} error(s) in the {what}:", *(f"  {line}" for line in self.errors)]
+        super().__init__("\n".join(listed) if self.errors else what)
 
 
 class TrainTable(BaseModel):
@@ -189,21 +199,10 @@ def parse(content: dict[str, Any]) -> Experiment:
                 f"strategy: {entry.label!r} is the same as {twice[identity]!r}: one setting, there more than once"
             )
     if errors or table is None:
-        raise ConfigError(summary(errors, "experiment"))
+        raise ConfigError("experiment", errors)
     return Experiment(
         table.name, scenarios.resolve(table.scenario), models.resolve(table.model), table.seeds, tuple(entries), content
     )
-
-
-def summary(errors: Iterable[str], what: str) -> str:
-    """One message for all that is wrong with a file."""
-    once = list(dict.fromkeys(errors))
-    return "\n".join([f"{len(once)} error(s) in the {what}:", *(f"  {line}" for line in once)])
-
-
-def listed(error: ConfigError) -> list[str]:
-    """What is wrong, one line each, of an error with a `summary`."""
-    return [line.strip() for line in str(error).splitlines()[1:]]
 
 
 def _read(preset_or_file: str, package: str) -> dict[str, Any]:

@@ -237,8 +237,7 @@ class Lesson:
         self.an_epoch, self.steps = run.steps(task, pool.tasks)
         self.epochs = run.epochs(task, pool.tasks)
         self._sources, self._recalls = tuple(run.strategy.trains_on(task)), run.strategy.recalls
-        images = sum(run.scenario.size(j, pool.tasks[j - 1]) for j in self._sources)
-        self._size = min(run.recipe.batch_size, images)
+        self._size = min(run.recipe.batch_size, run.images(task, pool.tasks))
 
     def epoch(self, epoch: int) -> Iterator[tuple[Batch, Tensor]]:
         """The steps of an epoch.

@@ -166,10 +166,13 @@ def _title(stack: tuple[Run, ...]) -> str:
 
 def _start(runs: tuple[Run, ...], site: _Site) -> _Branch:
     """A stack before any training, evaluated: row 0 of the accuracy matrix."""
-    feed = Feed(site.pool, [run.seed for run in runs], runs[0].recipe.dtype)
-    branch = _Branch(runs, _untrained(runs, site), feed, [], [], [0.0] * len(runs))
+    branch = _Branch(runs, _untrained(runs, site), _feed(site.pool, runs), [], [], [0.0] * len(runs))
     branch.rows.append(_evaluate(branch, 0))
     return branch
+
+
+def _feed(pool: Pool, runs: tuple[Run, ...]) -> Feed:
+    return Feed(pool, [run.seed for run in runs], runs[0].recipe.dtype)
 
 
 def _untrained(runs: tuple[Run, ...], site: _Site) -> Learner:
@@ -202,7 +205,7 @@ def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tu
     return _Branch(
         stack,
         Learner.branch([(trunk.learner, row) for trunk, row in places], stack[0].recipe),
-        Feed(places[0][0].feed.pool, [run.seed for run in stack], stack[0].recipe.dtype),
+        _feed(places[0][0].feed.pool, stack),
         rows(lambda trunk: trunk.rows),
         [(task, step, accuracy) for (task, step), accuracy in zip(moments, trace, strict=True)],
         [trunk.seconds[row] / users[run.seed] for run, (trunk, row) in zip(stack, places, strict=True)],
@@ -263,7 +266,7 @@ def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Count
     branch.runs = tuple(branch.runs[r] for r in stay)
     if stay:
         branch.learner = Learner.branch([(branch.learner, r) for r in stay], branch.runs[0].recipe)
-        branch.feed = Feed(branch.feed.pool, [run.seed for run in branch.runs], branch.runs[0].recipe.dtype)
+        branch.feed = _feed(branch.feed.pool, branch.runs)
     branch.rows = [row[index] for row in branch.rows]
     branch.trace = [(number, step, accuracy[index]) for number, step, accuracy in branch.trace]
     branch.seconds = [branch.seconds[r] for r in stay]
@@ -389,8 +392,7 @@ def _measure(branch: _Branch, task: int, site: _Site) -> Params:
     for r, run in enumerate(branch.runs):
         shared = run.trunk and task == 1
         keys.append((run.trunk, type(run.strategy), _measured_by(run)) if shared else (r,))
-        # A diverged run has nothing to measure, unless all have and something must say which tensors there are.
-        if keys[r] in done or (diverged[r] and not all(diverged)):
+        if keys[r] in done or diverged[r]:  # a diverged run has nothing to measure
             continue
         if site.stop.is_set():
             raise Cancelled

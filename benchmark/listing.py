@@ -62,12 +62,12 @@ def _scenarios() -> Table:
     made = _new("scenario", "tasks", "options, with their defaults")
     for name, sets in scenarios.SEQUENCES.items():
         made.add_row(name, ", then ".join(sets), "incremental = domain")
-    for kind, (what, images) in _KINDS.items():
+    for kind, what in _KINDS.items():
         known = scenarios.KINDS[kind]
         options = ", ".join(f"{k} = {'a quarter turn' if v is None else v}" for k, v in known.items())
         for i, name in enumerate(n for n in scenarios.NAMES if n.startswith(f"{kind}-")):
             made.add_row(name, what if i == 0 else "", options if i == 0 else "")
-        made.add_row(f"{kind} with set = ...", images, "")
+        made.add_row(f"{kind} with set = ...", "any image set, or one of your own", "")
     made.add_row(
         r'\["a", "b", ...]', f"any sequence of image sets of one shape: {', '.join(data.NAMES)}", "incremental = domain"
     )
@@ -76,9 +76,9 @@ def _scenarios() -> Table:
 
 
 _KINDS = {
-    "permuted": ("pixels shuffled, by another order each task and seed", "any image set, or one of your own"),
-    "rotated": ("images turned, further each task", "any image set, or one of your own"),
-    "split": ("labels divided among the tasks", "any image set, or one of your own"),
+    "permuted": "pixels shuffled, by another order each task and seed",
+    "rotated": "images turned, further each task",
+    "split": "labels divided among the tasks",
 }
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import math
-import sys
 import threading
 import types
 from collections.abc import Callable, Generator, Sequence
@@ -20,6 +18,7 @@ from torch import nn
 from benchmark import stackable
 from benchmark.keys import digest, generator_seed
 from benchmark.networks import AtLeast, Cnn, Mlp, MlpBN, ResNet18Small
+from strategies import imports
 from strategies.registry import did_you_mean
 
 Factory = Callable[..., nn.Module]
@@ -164,11 +163,7 @@ def _factory(name: str) -> Factory:
         return MODELS[name]
     if ":" not in name:
         raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)} (forgetbench list models)")
-    module, _, attribute = name.partition(":")
-    try:
-        factory: Factory = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's own module raises
-        raise ValueError(f"model {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    factory: Factory = imports.attribute(name, "model")
     if not callable(factory):
         raise ValueError(f"model {name!r}: expected a function or class that makes a network, got {factory!r}")
     return factory
@@ -178,11 +173,9 @@ def _fingerprint(name: str) -> str:
     """A hash of the source of the module a factory comes from; empty for built-in models and where there is none."""
     if name in MODELS:
         return ""
-    modules = {name.partition(":")[0], getattr(_factory(name), "__module__", "")}
-    try:
-        return digest([inspect.getsource(sys.modules[module]) for module in sorted(modules & sys.modules.keys())])
-    except (OSError, TypeError):
-        return ""
+    modules = sorted({name.partition(":")[0], getattr(_factory(name), "__module__", "")})
+    sources = [text for module in modules if (text := imports.source(module))]
+    return digest(sources) if sources else ""
 
 
 class _Kind(NamedTuple):

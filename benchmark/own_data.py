@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import inspect
 import math
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.sources import PARTS, DataError
+from strategies import imports
 
 CHANNELS = (1, 3, 4)  # that an image has where its last axis is taken for the channels
 EXPECTED = (
@@ -73,7 +71,7 @@ def read(name: str, say: Say) -> object:
     if _is_file(name):
         say(f"{name}: a file of your own, nothing to fetch")
         return _read_file(Path(name).expanduser())
-    function = _import(name)
+    function = imports.attribute(name, "image set")
     if not callable(function):
         raise ValueError(f"image set {name!r}: expected a function without arguments, got {function!r}")
     say(f"{name}: a function of your own, nothing to fetch")
@@ -103,14 +101,6 @@ def _read_file(path: Path) -> dict[str, Array]:
         raise DataError(f"{path}: {part} {reason}" if part else f"{path}: {reason}") from error
 
 
-def _import(name: str) -> object:
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the user's own module raises
-        raise ValueError(f"image set {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
 def fingerprint(name: str) -> str:
     """What `data.fingerprint` describes.
 
@@ -127,12 +117,8 @@ def fingerprint(name: str) -> str:
             return _file_checksum(path, status.st_mtime_ns, status.st_size)
         except OSError as error:
             raise ValueError(f"image set {name!r} cannot be read: {error.strerror or error}") from None
-    function = _import(name)
-    module = getattr(function, "__module__", None) or name.partition(":")[0]
-    try:
-        return inspect.getsource(sys.modules[module])
-    except (OSError, TypeError, KeyError):
-        return ""
+    function = imports.attribute(name, "image set")
+    return imports.source(getattr(function, "__module__", None) or name.partition(":")[0])
 
 
 @functools.lru_cache(maxsize=256)

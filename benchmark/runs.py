@@ -69,6 +69,10 @@ class Run:
         recipe = dataclasses.asdict(dataclasses.replace(self.recipe, batchnorm="update"))
         return digest([NUMERICS, self.scenario.spec(), self.model.spec(), recipe, self.seed])
 
+    def images(self, task: int, tasks: Sequence[ImageSet]) -> int:
+        """Training images by which steps are counted; arguments as for `steps`."""
+        return sum(self.scenario.size(j, tasks[j - 1]) for j in self.strategy.trains_on(task))
+
     def steps(self, task: int, tasks: Sequence[ImageSet]) -> tuple[int, int]:
         """Optimiser steps an epoch and in all.
 
@@ -76,9 +80,7 @@ class Run:
             task: numbered from 1.
             tasks: images of each task.
         """
-        sources = self.strategy.trains_on(task)
-        images = sum(self.scenario.size(j, tasks[j - 1]) for j in sources)
-        an_epoch, steps = self.recipe.steps(images, len(sources))
+        an_epoch, steps = self.recipe.steps(self.images(task, tasks), len(self.strategy.trains_on(task)))
         return an_epoch, steps if self.strategy.learns(task) else 0
 
     def epochs(self, task: int, tasks: Sequence[ImageSet]) -> int:

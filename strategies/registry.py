@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import inspect
-import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
+from strategies import imports
 from strategies.agem import AGEM
 from strategies.base import Strategy
 from strategies.derpp import DERpp
@@ -53,19 +51,11 @@ def get(name: str) -> type[Strategy]:
     if name in BUILT_IN:
         return BUILT_IN[name]
     if ":" in name:
-        return _checked(name, _import(name))
+        return _checked(name, imports.attribute(name, "strategy"))
     for entry in entry_points(group=GROUP):
         if entry.name == name:
-            return _checked(name, _import(entry.value))
+            return _checked(name, imports.attribute(entry.value, "strategy"))
     raise ValueError(f"unknown strategy {name!r}{did_you_mean(name, names())} (forgetbench list strategies)")
-
-
-def _import(path: str) -> object:
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's own module raises
-        raise ValueError(f"strategy {path!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def fingerprint(cls: type[Strategy]) -> str:
@@ -73,12 +63,7 @@ def fingerprint(cls: type[Strategy]) -> str:
 
     Empty for built-in strategies: `benchmark.runs.NUMERICS` speaks for them.
     """
-    if cls in BUILT_IN.values():
-        return ""
-    try:
-        return inspect.getsource(sys.modules[cls.__module__])
-    except (OSError, TypeError, KeyError):
-        return ""
+    return "" if cls in BUILT_IN.values() else imports.source(cls.__module__)
 
 
 def _checked(name: str, cls: object) -> type[Strategy]:

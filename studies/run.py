@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,11 +123,11 @@ class _Trainer:
         self.seconds += time.perf_counter() - started
 
     def load(self, scenario: Scenario) -> list[ImageSet]:
-        """The image set of each task."""
-        if scenario not in self._images:
-            tasks = scenarios.load(scenario, self._data_dir, self._say)
-            self._images[scenario] = tasks
-        return self._images[scenario]
+        """The image set of each task; what is held out of it makes no difference to that."""
+        whole = dataclasses.replace(scenario, validation=0.0)
+        if whole not in self._images:
+            self._images[whole] = scenarios.load(whole, self._data_dir, self._say)
+        return self._images[whole]
 
 
 def run(
@@ -170,14 +171,13 @@ def run(
         # Under the folder's lock: trials that another command is training are not orphans.
         searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
         train = _Trainer(store, device, data_dir, say, planned, listener)
-        tasks = scenarios.load(study.experiment.scenario, data_dir, say)
+        tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
         delivery = Delivery(tracker, study, presentation, say)
         _search(study, searchers, train, delivery, started, say)
         answers, tested = _test(study, searchers, train, say)
-        told = markdown(answers)
-        delivery.close(searchers, store.records, told, tested, store.description()[1])
+        delivery.close(searchers, store.records, markdown(answers), tested, store.description()[1])
     whole = time.perf_counter() - started
     rest = whole - train.seconds - delivery.seconds
     seconds = {"all": whole, "training": train.seconds, "MLflow": delivery.seconds, "Optuna and the rest": rest}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -25,6 +26,27 @@ from strategies.registry import did_you_mean
 from studies.objectives import OBJECTIVES
 
 Protocol = Literal["validation", "first-k", "two-dataset", "test-oracle"]
+
+
+def _named(what: str, more: str, value: str | list[str], known: Collection[str]) -> str | list[str]:
+    """One known name, or a list of different ones; anything else is refused.
+
+    Args:
+        what: is named.
+        more: than one, in words.
+        value: as written.
+        known: names.
+
+    Raises:
+        ValueError: with what was expected and what came.
+    """
+    named = [value] if isinstance(value, str) else value
+    if not named or len(set(named)) < len(named):
+        raise ValueError(f"expected one {what}, or {more} different ones, got {value!r}")
+    for name in named:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, known) or '; known: ' + ', '.join(known)}")
+    return value
 
 
 class StudyTable(BaseModel):
@@ -50,28 +72,14 @@ class StudyTable(BaseModel):
     @field_validator("objective")
     @classmethod
     def _known(cls, value: str | list[str]) -> str | list[str]:
-        named = [value] if isinstance(value, str) else value
-        if not 1 <= len(named) <= 2 or len(set(named)) < len(named):
+        if isinstance(value, list) and len(value) > 2:
             raise ValueError(f"expected one metric, or two different ones, got {value!r}")
-        for name in named:
-            if name not in OBJECTIVES:
-                raise ValueError(
-                    f"unknown metric {name!r}{did_you_mean(name, OBJECTIVES) or '; known: ' + ', '.join(OBJECTIVES)}"
-                )
-        return value
+        return _named("metric", "two", value, OBJECTIVES)
 
     @field_validator("protocol")
     @classmethod
     def _known_protocol(cls, value: str | list[str]) -> str | list[str]:
-        named, known = [value] if isinstance(value, str) else value, get_args(Protocol)
-        if not named or len(set(named)) < len(named):
-            raise ValueError(f"expected one protocol, or several different ones, got {value!r}")
-        for name in named:
-            if name not in known:
-                raise ValueError(
-                    f"unknown protocol {name!r}{did_you_mean(name, known) or '; known: ' + ', '.join(known)}"
-                )
-        return value
+        return _named("protocol", "several", value, get_args(Protocol))
 
     @field_validator("tune_on")
     @classmethod
@@ -241,13 +249,13 @@ def parse(content: dict[str, Any]) -> list[Study]:
     except ConfigError as error:
         # Of a value that is no range already, it is enough to hear that; but not where its key is unknown too.
         said = {line.partition(": ")[0] for line in errors}
-        errors += [e for e in config.listed(error) if e.partition(": ")[0] not in said or ": unknown key" in e]
+        errors += [e for e in error.errors if e.partition(": ")[0] not in said or ": unknown key" in e]
     if table and experiment:
         errors += _lengths(table, experiment.scenario)
     for label in {s.label for s in searches if [o.label for o in searches].count(s.label) > 1}:
         errors.append(f"strategy: {label!r} is there more than once")
     if errors or table is None or experiment is None:
-        raise ConfigError(config.summary(errors, "study"))
+        raise ConfigError("study", errors)
     several = len(table.protocols) > 1
     return [
         Study(f"{experiment.name}-{p}" if several else experiment.name, table, p, experiment, tuple(searches))

@@ -21,12 +21,6 @@ from strategies.conformance import Failed, Inapplicable
 EXAMPLE = Path(__file__).parent / "example_package"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Networks this small only lose time on a second thread; `conftest.py` puts the number back."""
-    torch.set_num_threads(1)
-
-
 def every_case() -> Iterator[object]:
     """Each check of each variant; training the variants that are not the default takes minutes."""
     for case in (case for name in strategies.names() for case in conformance.cases(registry.get(name))):

@@ -27,28 +27,7 @@ from strategies.agem import AGEM
 from strategies.er import ER
 from strategies.lwf import LwF
 from strategies.si import SI
-from tests.conftest import CPU, execute, make_run
-
-UNIDENTIFIED = ("linear1.bias", "linear2.bias")
-
-
-class Trained(harness.Silent):
-    """Hears the trained parameters of each run, by key."""
-
-    def __init__(self):
-        self.params = {}
-
-    def stack_trained(self, runs, params):
-        for r, run in enumerate(runs):
-            # A bias before BatchNorm has no effect on the loss: its gradient is rounding, and Adam makes steps of it.
-            self.params[run.key] = {k: p[r].clone() for k, p in params.items() if k not in UNIDENTIFIED}
-
-
-def final_parameters(runs, largest=None):
-    """Trained parameters of each run by key."""
-    tasks, listener = scenarios.load(runs[0].scenario), Trained()
-    list(harness.execute(plan.make(runs, tasks, CPU, largest), tasks, CPU, listener))
-    return listener.params
+from tests.conftest import CPU, UNIDENTIFIED, execute, make_run, train
 
 
 def learner_of(seeds, recipe, name="mlp-bn"):
@@ -89,20 +68,19 @@ MOMENTUM = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9}
     ids=["adam", "adamw, kept", "batchnorm, sgd", "batchnorm, frozen"],
 )
 def test_stacked_runs_equal_the_same_runs_alone(model, strategies, recipe, tolerance):
-    torch.set_num_threads(1)  # so one worker too: else two runs would be two stacks
     runs = [make_run(strategy, seed=seed, tasks=3, **recipe) for seed in (0, 1) for strategy in strategies]
     runs = [dataclasses.replace(run, model=model) for run in runs]
-    together = final_parameters(runs)
+    together = train(*runs)[0]
     for run in runs[1 :: len(runs) // 4]:
-        alone = final_parameters([run])[run.key]
+        alone = train(run)[0][run.key]
         for k, p in alone.items():
             assert (p - together[run.key][k]).abs().max() <= tolerance * p.abs().max().clamp(min=1), (run.label, k)
 
 
 def test_a_stack_of_one_takes_the_same_path_as_any():
     runs = [dataclasses.replace(make_run(L2(lam=lam), tasks=3), model=PLAIN) for lam in (0.1, 0.5, 1, 2)]
-    ones = final_parameters(runs, largest=1)
-    fours = final_parameters(runs, largest=4)
+    ones = train(*runs, largest=1)[0]
+    fours = train(*runs, largest=4)[0]
     assert ones.keys() == fours.keys() and len(ones) == 4
     for key, params in ones.items():
         assert all(torch.allclose(p, fours[key][k], rtol=0, atol=1e-10) for k, p in params.items())
@@ -116,7 +94,7 @@ def test_training_equals_a_plain_loop(optimizer, batchnorm):
     recipe = {"optimizer": optimizer, "batchnorm": batchnorm, "weight_decay": 0.01, "momentum": 0.9}
     recipe |= {"lr": 0.01 if optimizer == "sgd" else 1e-3}
     runs = [make_run(EWC(lam=20.0), seed=seed, tasks=2, **recipe) for seed in (0, 1, 2)]
-    found = final_parameters(runs)
+    found = train(*runs)[0]
     run, images = runs[1], scenarios.load(runs[1].scenario)[0]
     model = run.model.build((1, 8, 8), 10, seed=1).double()
     anchor = importance = None
@@ -224,7 +202,7 @@ def test_a_shared_first_task_equals_training_it_apart():
     shared, apart = make_run(L2(lam=0.7), tasks=3), make_run(Apart(lam=0.7), tasks=3)
     others = [make_run(Naive(), tasks=3), make_run(EWC(), tasks=3, batchnorm="freeze-after-first")]
     results = execute(shared, apart, *others)
-    params = final_parameters([shared, apart, *others])
+    params = train(shared, apart, *others)[0]
     assert results[shared.key].trunk_runs == 3 and results[apart.key].trunk_runs == 1
     np.testing.assert_array_equal(results[shared.key].accuracy, results[apart.key].accuracy)
     for k, p in params[shared.key].items():
@@ -244,7 +222,7 @@ def test_a_kept_optimiser_survives_the_branch():
         plain_first_task: ClassVar[bool] = False
 
     runs = [make_run(cls(), seed=seed, optimizer_state="keep") for cls in (Naive, Apart) for seed in (0, 1)]
-    params = final_parameters(runs)
+    params = train(*runs)[0]
     for seed in (0, 1):
         for k, p in params[runs[seed].key].items():
             assert torch.allclose(p, params[runs[seed + 2].key][k], rtol=0, atol=1e-12), k
@@ -436,7 +414,7 @@ def test_results_are_kept_the_moment_a_stack_ends_whatever_the_caller_does():
 def test_results_of_an_earlier_version_of_ones_own_strategy_are_not_taken_for_new_ones(monkeypatch):
     mine = make_run(type("Mine", (Naive,), {"name": "mine"})())
     before = dataclasses.replace(mine).key
-    monkeypatch.setattr("strategies.registry.inspect.getsource", lambda module: "another version")
+    monkeypatch.setattr("strategies.imports.inspect.getsource", lambda module: "another version")
     assert dataclasses.replace(mine).key != before
     assert dataclasses.replace(make_run()).key == make_run().key
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark import harness, plan, scenarios
+from benchmark import scenarios
 from benchmark.feed import Feed, Pool
 from benchmark.keys import generator
 from benchmark.learner import EVALUATED, Learner
 from benchmark.models import Model
 from benchmark.recipe import Recipe
-from benchmark.runs import Result, Run
+from benchmark.runs import Run
 from strategies import EWC, L2, Naive, Strategy, fisher, masked
 from strategies.derpp import DERpp
 from strategies.er import ER
@@ -27,7 +27,7 @@ from strategies.joint import Joint
 from strategies.lwf import LwF
 from strategies.mas import MAS
 from strategies.rwalk import RWalk
-from tests.conftest import CPU
+from tests.conftest import CPU, train
 
 TASKS, SHARE, LAM = 5, 2, 30.0
 MODEL = Model("mlp", (("widths", (20,)),))
@@ -36,33 +36,10 @@ IMAGES = scenarios.load(scenarios.resolve("split-digits"))[0]
 every_type = pytest.mark.parametrize("incremental", ["task", "domain", "class"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """So one worker too: all runs that may stack do. Networks this small gain nothing from a second thread."""
-    torch.set_num_threads(1)
-
-
-class Trained(harness.Silent):
-    """Hears the trained parameters of each run, by key."""
-
-    def __init__(self):
-        self.params = {}
-
-    def stack_trained(self, runs, params):
-        self.params |= {run.key: {k: p[r].clone() for k, p in params.items()} for r, run in enumerate(runs)}
-
-
 def split_run(strategy: Strategy, incremental: str, seed: int = 0, class_order: str = "shuffled", **recipe) -> Run:
     table = {"name": "split-digits", "tasks": TASKS, "incremental": incremental, "class_order": class_order}
     recipe = dataclasses.replace(RECIPE, **recipe)
     return Run(scenarios.resolve(table), MODEL, recipe, strategy, strategy.name, f"{strategy}", seed)
-
-
-def trained(*runs: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Result]]:
-    """Parameters and results by run key."""
-    tasks, listener = scenarios.load(runs[0].scenario), Trained()
-    stacks = list(harness.execute(plan.make(runs, tasks, CPU), tasks, CPU, listener))
-    return listener.params, {r.run.key: r for stack in stacks for r in stack}
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -143,7 +120,7 @@ class Oracle:
 @pytest.mark.parametrize("strategy", [Naive(), EWC(lam=LAM)], ids=["naive", "ewc"])
 def test_training_and_testing_equal_plain_loops_over_the_outputs_that_compete(incremental, strategy):
     runs = [split_run(strategy, incremental, seed) for seed in (0, 1)]
-    params, results = trained(*runs)
+    params, results = train(*runs)
     for run in runs:
         assert results[run.key].stack_size == 2
         oracle = Oracle(incremental, run.seed, lam=LAM if isinstance(strategy, EWC) else 0.0)
@@ -169,9 +146,9 @@ STRATEGIES = [
 @every_type
 def test_seeds_with_other_classes_in_each_task_stack_and_equal_each_alone(incremental):
     runs = [split_run(strategy, incremental, seed) for strategy in STRATEGIES for seed in (0, 1)]
-    params, results = trained(*runs)
+    params, results = train(*runs)
     for run in runs[:: 2 if incremental == "class" else 4]:
-        alone, own = trained(run)
+        alone, own = train(run)
         assert results[run.key].stack_size > 1 and own[run.key].stack_size == 1
         assert_close(params[run.key], alone[run.key], 1e-10)
         np.testing.assert_array_equal(results[run.key].accuracy, own[run.key].accuracy)
@@ -179,8 +156,8 @@ def test_seeds_with_other_classes_in_each_task_stack_and_equal_each_alone(increm
 
 def test_the_order_of_the_classes_is_the_seeds_own_and_so_are_the_accuracies():
     runs = [split_run(Naive(), "class", seed, class_order=order) for order in ("fixed", "shuffled") for seed in (0, 1)]
-    _, fixed = trained(*runs[:2])
-    _, shuffled = trained(*runs[2:])
+    _, fixed = train(*runs[:2])
+    _, shuffled = train(*runs[2:])
     assert not set(fixed) & set(shuffled)
     assert len({str(r.accuracy) for r in [*fixed.values(), *shuffled.values()]}) == 4
 
@@ -188,7 +165,7 @@ def test_the_order_of_the_classes_is_the_seeds_own_and_so_are_the_accuracies():
 @every_type
 def test_outputs_that_never_competed_are_as_they_began(incremental):
     run = split_run(Frozen(), incremental)
-    params, _ = trained(run)
+    params, _ = train(run)
     before = dict(MODEL.build((1, 8, 8), SHARE if incremental == "domain" else 10, seed=0).double().named_parameters())
     moved = (params[run.key]["linear2.weight"] != before["linear2.weight"]).any(1)
     assert moved.tolist() == [True] * SHARE + [False] * (len(moved) - SHARE)
@@ -196,11 +173,11 @@ def test_outputs_that_never_competed_are_as_they_began(incremental):
 
 def test_in_a_class_incremental_scenario_a_naive_learner_answers_with_the_latest_classes():
     run = split_run(Naive(), "class", epochs=15)
-    _, results = trained(run)
+    _, results = train(run)
     last = results[run.key].accuracy[TASKS]
     assert last[-1] > 0.95 and last[:-1].max() < 0.2
     within = split_run(Naive(), "task", epochs=15)
-    assert trained(within)[1][within.key].accuracy[TASKS].min() > 0.6
+    assert train(within)[1][within.key].accuracy[TASKS].min() > 0.6
 
 
 # Accuracy
@@ -275,7 +252,7 @@ def test_measuring_a_task_sees_its_data_and_the_outputs_it_was_trained_with(incr
             seen.append((task.number, task.x.clone(), task.y.clone(), shown))
             return super().measure(model, task)
 
-    trained(split_run(Watching(), incremental, seed=1))
+    train(split_run(Watching(), incremental, seed=1))
     oracle = Oracle.__new__(Oracle)
     oracle.order = torch.randperm(10, generator=generator(1, "classes")).tolist()
     assert [number for number, *_ in seen] == list(range(1, TASKS))

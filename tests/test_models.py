@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Small operators: on a busy machine, threads would only wait for each other."""
-    torch.set_num_threads(1)  # conftest puts it back
-
-
 def built(name: str, shape: tuple[int, ...] = (1, 8, 8), *, seed: int = 0, **given: Any) -> nn.Module:
     return resolve({"name": name, **given}).build(shape, 10, seed=seed)
 
