@@ -144,8 +144,8 @@ def study(
 
     chosen = spec.load(preset_or_file, overrides or [])
     from benchmark.environment import resolve_device
+    from benchmark.server import redacted
     from benchmark.terminal import Monitor, plain, study_table
-    from benchmark.tracking import redacted
     from reports import studies as presentation
     from studies import run as studying
     from studies import search
@@ -223,7 +223,7 @@ def ui(
     """
     uri = tracking_uri or _default_uri(out)
     if uri.startswith(("http://", "https://")):
-        from benchmark.tracking import redacted
+        from benchmark.server import redacted
 
         _console().print(f"the tracking server has its own UI: {redacted(uri)}", highlight=False)
         return
@@ -337,7 +337,7 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
 
 def _options(uri: str | None, out: Path) -> str:
     """What a command needs to find these results, for copying."""
-    from benchmark.tracking import redacted
+    from benchmark.server import redacted
 
     shown = f" --out {out}" if out != Path("out") else ""
     return shown + (f" --tracking-uri {redacted(uri)}" if uri else "")
@@ -372,7 +372,7 @@ def _expected(error: BaseException) -> bool:
         "benchmark.results": "ResultsError",
         "benchmark.sources": "DataError",
         "studies.search": "StudyError",
-        "benchmark.tracking": "TrackingError",
+        "benchmark.server": "TrackingError",
     }
     # Only what was imported can have been raised; importing here would cost seconds.
     ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmark.data import ImageSet
+from benchmark.server import redacted
 
 PACKAGES = ("forgetbench", "torch", "torchvision", "numpy", "mlflow")
 
@@ -30,6 +33,7 @@ def describe(device: torch.device, tasks: Iterable[ImageSet]) -> dict[str, str]:
     found["cores"] = str(os.cpu_count())
     found["platform"] = platform.platform()
     found["git_revision"] = _git_revision()
+    found["command"] = _command()
     return found | {f"data.{images.name}": images.checksum for images in tasks}
 
 
@@ -65,6 +69,11 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _command() -> str:
+    """What was typed, without the secrets of a tracking URI."""
+    return redacted(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _git_revision() -> str:

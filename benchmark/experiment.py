@@ -16,7 +16,8 @@ from benchmark import environment, harness, models, plan, scenarios
 from benchmark.config import Experiment
 from benchmark.data import ImageSet
 from benchmark.results import Record, Store, text_fields
-from benchmark.tracking import Tracker, TrackingError, start_times
+from benchmark.server import TrackingError
+from benchmark.tracking import Tracker, start_times
 
 Say = Callable[[str], None]
 

@@ -91,8 +91,7 @@ class Run:
     def fields(self) -> dict[str, Any]:
         """Every hyperparameter and recipe field, flat, as tables and trackers show them."""
         return {
-            "scenario": self.scenario.name,
-            "incremental": self.scenario.incremental,
+            **self.scenario.fields(),
             "model": self.model.label,
             "strategy_name": self.strategy_name,
             **self.strategy.options(),

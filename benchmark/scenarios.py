@@ -156,6 +156,17 @@ class Scenario:
             whole=self.whole or self.tasks,
         )
 
+    def fields(self) -> dict[str, Any]:
+        """What the tasks are, flat, as tables and trackers show them."""
+        return {
+            "scenario": self.name,
+            "incremental": self.incremental,
+            "tasks": self.tasks,
+            "images": ", ".join(dict.fromkeys(self.sets)),
+            "permuted": self.permuted if self.permuted != "no" else None,
+            "class_order": self.class_order if self.split else None,
+        }
+
     def spec(self) -> dict[str, Any]:
         """What determines the tasks, for run keys."""
         spec = dataclasses.asdict(self)

@@ -8,17 +8,10 @@ delivering twice is the same as once, and a run cut off in the middle is deliver
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import logging
-import os
 import platform
-import re
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,17 +22,28 @@ from numpy.typing import NDArray
 from benchmark import views
 from benchmark.keys import digest
 from benchmark.results import Record
+from benchmark.server import (
+    KEY,
+    KIND,
+    LAM,
+    OVERVIEW,
+    OWNER,
+    PARENT,
+    REASON,
+    STATUS,
+    WHAT,
+    TrackingError,
+    client,
+    explained,
+    quiet,
+    search,
+)
+from strategies import registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TIMEOUT = 10  # seconds until a server that does not answer is said to be down
-KIND, KEY, STATUS, REASON, OVERVIEW, OWNER = (
-    f"forgetbench.{name}" for name in ("kind", "run_key", "status", "reason", "overview", "owner")
-)
-PARENT = "mlflow.parentRunId"
 STATUSES = {"finished": "FINISHED", "pruned": "KILLED"}  # anything else: FAILED
-PAGE = 1000  # runs a search request
 
 
 def start_times(runs: Iterable[tuple[str, int]], started: float) -> dict[str, float]:
@@ -85,16 +89,6 @@ class Trial:
     runs: list[Record]
 
 
-class TrackingError(Exception):
-    """The tracking server cannot be used; results are on disk all the same."""
-
-
-def redacted(uri: str) -> str:
-    """A tracking URI without user name and password, fit for messages and tags."""
-    hidden = re.sub(r"//[^/]*@", "//***@", uri)
-    return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
-
-
 class Tracker:
     """An MLflow experiment.
 
@@ -114,17 +108,9 @@ class Tracker:
         # Whose half-delivered runs these are: several folders, and people, may share a server.
         self._owner = digest([platform.node(), str(artifacts.resolve())])
         self._overview = ""
-        _reachable(uri)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        with self._explained():
-            with _quiet():
-                from mlflow import MlflowClient
-
-                _connects(uri)
-                self._client = MlflowClient(tracking_uri=uri)
-                found = self._client.get_experiment_by_name(experiment)
+        self._client = client(uri)
+        with explained(uri):
+            found = self._client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise TrackingError(
                     f"the MLflow experiment {experiment!r} was deleted: restore it (mlflow experiments restore) "
@@ -161,7 +147,7 @@ class Tracker:
         """
         records = list(records)
         new = self.missing(records)
-        with self._explained():
+        with explained(self.uri):
             for r in new:
                 started_ms = int(start_times[r.run_key] * 1000)
                 run_id = self._log(r, started_ms, (colours or {}).get(r.strategy))
@@ -185,7 +171,7 @@ class Tracker:
             TrackingError: the server stopped answering.
         """
         listed = {trial.key: trial for trial in trials}
-        with self._explained():
+        with explained(self.uri):
             there = self._known("trial")
             new = {
                 key: self._log_trial(trial, (colours or {}).get(trial.params["strategy"]))
@@ -204,7 +190,7 @@ class Tracker:
         Raises:
             TrackingError: the server stopped answering.
         """
-        with self._explained():
+        with explained(self.uri):
             there = self._known("run")
         return list({r.run_key: r for r in records if r.run_key not in there}.values())
 
@@ -218,7 +204,7 @@ class Tracker:
         Raises:
             TrackingError: the server stopped answering.
         """
-        with self._explained():
+        with explained(self.uri):
             # Params of a run cannot change, so other settings have an overview of their own.
             for run in self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'"):
                 if run.data.params == params:
@@ -251,7 +237,7 @@ class Tracker:
         Raises:
             TrackingError: the server stopped answering.
         """
-        with self._explained():
+        with explained(self.uri):
             self._batch(self._overview, [], {}, {**tags, "mlflow.note.content": _cut(note, 8000)})
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 for name, content in files.items():
@@ -289,25 +275,19 @@ class Tracker:
         """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted."""
         found: dict[str, tuple[str, str]] = {}
         unfinished = []
-        token: str | None = None
-        while token != "":
-            page = self._client.search_runs(
-                [self.experiment_id], f"tags.`{KIND}` = '{kind}'", max_results=PAGE, page_token=token
-            )
-            for run in page:
-                tags = run.data.tags
-                if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
-                    found[tags[KEY]] = (run.info.run_id, tags.get(OVERVIEW, ""))
-                elif tags.get(OWNER) == self._owner:
-                    unfinished.append(run.info.run_id)
-            token = page.token or ""
+        for run in search(self._client, [self.experiment_id], f"tags.`{KIND}` = '{kind}'"):
+            tags = run.data.tags
+            if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
+                found[tags[KEY]] = (run.info.run_id, tags.get(OVERVIEW, ""))
+            elif tags.get(OWNER) == self._owner:
+                unfinished.append(run.info.run_id)
         for run_id in unfinished:  # not before: pages are counted, and would leave out as many as were deleted
             self._delete(run_id)
         return found
 
     def _delete(self, run_id: str) -> None:
         """A run and those nested under it."""
-        for child in self._client.search_runs([self.experiment_id], f"tags.`{PARENT}` = '{run_id}'", max_results=PAGE):
+        for child in list(search(self._client, [self.experiment_id], f"tags.`{PARENT}` = '{run_id}'")):
             self._client.delete_run(child.info.run_id)
         self._client.delete_run(run_id)
 
@@ -338,6 +318,8 @@ class Tracker:
         from mlflow.entities import Metric
 
         tags = {KEY: r.run_key, STATUS: r.status} | ({PARENT: parent} if parent else {})
+        about = registry.about(r.fields.get("strategy_name", ""))
+        tags |= {tag: about[k] for tag, k in ((WHAT, "what"), (LAM, "lam")) if k in about}
         run_id = self._create("seed" if parent else "run", f"{r.strategy} seed {r.seed}", started_ms, colour, tags)
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
@@ -371,21 +353,6 @@ class Tracker:
         for start in range(room, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
-    @contextlib.contextmanager
-    def _explained(self) -> Generator[None, None, None]:
-        """MLflow, SQLAlchemy and requests fail in their own ways: one error for all, without secrets.
-
-        Raises:
-            TrackingError: whatever went wrong.
-        """
-        try:
-            yield
-        except TrackingError:
-            raise
-        except Exception as error:
-            reason = redacted(" ".join(str(error).split()))[:300]
-            raise TrackingError(f"MLflow at {redacted(self.uri)} failed: {reason}") from error
-
 
 def _curves(accuracy: NDArray[np.float64], now: int) -> list[Any]:
     """Accuracy on each task against tasks trained, as metrics."""
@@ -408,7 +375,7 @@ def links(uri: str) -> list[tuple[str, str]]:
     Args:
         uri: of a local tracking store.
     """
-    with _quiet():
+    with quiet():
         import mlflow
 
         found = mlflow.MlflowClient(tracking_uri=uri).search_experiments()
@@ -430,66 +397,3 @@ def _save(path: Path, content: str | Figure) -> None:
         path.write_text(content, encoding="utf-8")
     else:
         content.savefig(path, dpi=200)
-
-
-def _reachable(uri: str) -> None:
-    """Ask before MLflow does, whose own retries take minutes.
-
-    Args:
-        uri: tracking URI.
-
-    Raises:
-        TrackingError: it is an HTTP server that does not answer.
-    """
-    if not uri.startswith(("http://", "https://")):
-        return
-    address = re.sub(r"//[^/]*@", "//", uri).rstrip("/") + "/health"
-    try:
-        urllib.request.urlopen(address, timeout=TIMEOUT).close()
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise TrackingError(_down(uri, f"HTTP {error.code}")) from None
-        # 401, 403 or 404: something answers; MLflow's client knows how to log in.
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise TrackingError(_down(uri, str(getattr(error, "reason", error)))) from None
-
-
-def _connects(uri: str) -> None:
-    """One attempt at a database, before MLflow makes its own, which last minutes.
-
-    Args:
-        uri: tracking URI; anything but a database passes.
-    """
-    from sqlalchemy import create_engine, inspect
-
-    if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
-        engine = create_engine(uri)
-        try:
-            with engine.connect() as connection:
-                # Logging a run is five commits, and each waits for the disk once instead of four times. What somebody
-                # else made stays as it is: on a network file system this mode is for one machine alone.
-                if uri.startswith("sqlite") and not inspect(connection).get_table_names():
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        finally:
-            engine.dispose()
-
-
-def _down(uri: str, reason: str) -> str:
-    return (
-        f"the tracking server {redacted(uri)} does not answer ({reason}); "
-        "start it, or run with --offline and deliver later with `forgetbench sync`"
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None, None, None]:
-    """Creating the database logs every migration step."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "mlflow.store.db.utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
@@ -56,6 +57,25 @@ def get(name: str) -> type[Strategy]:
         if entry.name == name:
             return _checked(name, imports.attribute(entry.value, "strategy"))
     raise ValueError(f"unknown strategy {name!r}{did_you_mean(name, names())} (forgetbench list strategies)")
+
+
+@functools.cache
+def about(name: str) -> dict[str, str]:
+    """What a strategy does, and what its λ means, in a line each; what cannot be found out is left out.
+
+    Args:
+        name: as for `get`.
+
+    Returns:
+        `what`: the docstring's first line, and `lam`: the declaration of the hyperparameter of that name.
+    """
+    try:
+        cls = get(name)
+    except ValueError:  # somebody else's package, not installed here
+        return {}
+    lam = [f.metadata.get("doc", "") for f in dataclasses.fields(cls) if f.name == "lam"]
+    found = {"what": (cls.__doc__ or "").strip().split("\n")[0], "lam": "".join(lam)}
+    return {k: v for k, v in found.items() if v}
 
 
 def fingerprint(cls: type[Strategy]) -> str:

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial
 from benchmark import tracking, views
 from benchmark.keys import digest
 from benchmark.results import Record
-from benchmark.tracking import Tracker, TrackingError
+from benchmark.server import TrackingError
+from benchmark.tracking import Tracker
 from studies import frames, objectives
 from studies.search import REASON, SEEDS, Searcher, explained
 from studies.spec import Study

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmark.keys import generator_seed
-from benchmark.tracking import redacted
+from benchmark.server import redacted
 from studies import objectives
 from studies.spec import Search, Study
 

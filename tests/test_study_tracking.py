@@ -19,7 +19,8 @@ from mlflow.entities import Run
 from optuna.storages import InMemoryStorage
 
 from benchmark import views
-from benchmark.tracking import Tracker, TrackingError
+from benchmark.server import TrackingError
+from benchmark.tracking import Tracker
 from studies import objectives
 from studies.delivery import Delivery
 from tests.synthetic_study import EWC, L2, SEEDS, TASKS, Played, matrix, play, study

@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from benchmark import experiment, metrics, tracking
+from benchmark import experiment, metrics, server, tracking
 from benchmark.results import Record, Store
-from benchmark.tracking import Tracker, TrackingError
+from benchmark.server import TrackingError, redacted
+from benchmark.tracking import Tracker
 
 MATRIX = np.array([[0.1, 0.2], [0.9, 0.3], [0.6, 0.8]])
 
@@ -218,7 +219,7 @@ def test_a_delivery_that_breaks_off_is_completed_by_the_next(place: Place, monke
 
 
 def test_more_runs_than_a_page_of_the_server_are_all_found_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(server, "PAGE", 2)
     five = [record(key) for key in "abcde"]
     deliver(place, *five)
     assert deliver(place, *five) == 0
@@ -484,7 +485,7 @@ def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Plac
     ],
 )
 def test_user_name_and_password_are_no_part_of_what_is_shown(uri: str, shown: str) -> None:
-    assert tracking.redacted(uri) == shown
+    assert redacted(uri) == shown
 
 
 @pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret"])

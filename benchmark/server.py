@@ -1,0 +1,153 @@
+"""Reaching an MLflow server or database, what our runs are tagged with there, and what to say when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TIMEOUT = 10  # seconds until a server that does not answer is said to be down
+KIND, KEY, STATUS, REASON, OVERVIEW, OWNER, WHAT, LAM = (
+    f"forgetbench.{name}" for name in ("kind", "run_key", "status", "reason", "overview", "owner", "what", "lam")
+)
+PARENT = "mlflow.parentRunId"
+PAGE = 1000  # runs a search request
+
+
+class TrackingError(Exception):
+    """The tracking server cannot be used; results are on disk all the same."""
+
+
+def redacted(uri: str) -> str:
+    """A tracking URI without user name and password, fit for messages and tags."""
+    hidden = re.sub(r"//[^/]*@", "//***@", uri)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of a tracking server that answers.
+
+    Args:
+        uri: tracking URI.
+
+    Raises:
+        TrackingError: nothing usable answers there.
+    """
+    _reachable(uri)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with explained(uri), quiet():
+        from mlflow import MlflowClient
+
+        _connects(uri)
+        made = MlflowClient(tracking_uri=uri)
+        made.search_experiments(max_results=1)  # the first request makes the database; let it be quiet
+        return made
+
+
+def search(mlflow: MlflowClient, experiments: list[str], filter_string: str) -> Iterator[Run]:
+    """Every run that fits, a page a request.
+
+    Args:
+        mlflow: the client.
+        experiments: their ids.
+        filter_string: in MLflow's search syntax.
+    """
+    token: str | None = None
+    while token != "":
+        page = mlflow.search_runs(experiments, filter_string, max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token or ""
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Generator[None, None, None]:
+    """MLflow, SQLAlchemy and requests fail in their own ways: one error for all, without secrets.
+
+    Args:
+        uri: tracking URI.
+
+    Raises:
+        TrackingError: whatever went wrong.
+    """
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        reason = redacted(" ".join(str(error).split()))[:300]
+        raise TrackingError(f"MLflow at {redacted(uri)} failed: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None, None, None]:
+    """Creating the database logs every migration step."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reachable(uri: str) -> None:
+    """Ask before MLflow does, whose own retries take minutes.
+
+    Args:
+        uri: tracking URI.
+
+    Raises:
+        TrackingError: it is an HTTP server that does not answer.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    address = re.sub(r"//[^/]*@", "//", uri).rstrip("/") + "/health"
+    try:
+        urllib.request.urlopen(address, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise TrackingError(_down(uri, f"HTTP {error.code}")) from None
+        # 401, 403 or 404: something answers; MLflow's client knows how to log in.
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise TrackingError(_down(uri, str(getattr(error, "reason", error)))) from None
+
+
+def _connects(uri: str) -> None:
+    """One attempt at a database, before MLflow makes its own, which last minutes.
+
+    Args:
+        uri: tracking URI; anything but a database passes.
+    """
+    from sqlalchemy import create_engine, inspect
+
+    if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
+        engine = create_engine(uri)
+        try:
+            with engine.connect() as connection:
+                # Logging a run is five commits, and each waits for the disk once instead of four times. What somebody
+                # else made stays as it is: on a network file system this mode is for one machine alone.
+                if uri.startswith("sqlite") and not inspect(connection).get_table_names():
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        finally:
+            engine.dispose()
+
+
+def _down(uri: str, reason: str) -> str:
+    return (
+        f"the tracking server {redacted(uri)} does not answer ({reason}); "
+        "start it, or run with --offline and deliver later with `forgetbench sync`"
+    )
