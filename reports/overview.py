@@ -16,13 +16,16 @@ def contents(runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str,
         runs: one row a run, see `reports.tables`.
         accuracy: one row a cell of an accuracy matrix, see `reports.tables`.
     """
+    drawn = figures.every(runs, accuracy)
+    captions = [f"- `figures/{name}.png`: {each.caption}" for name, each in drawn.items()]
     note = "\n\n".join(
         [
             "Mean ± standard deviation over seeds, in per cent. Tables and figures are among the artifacts.",
             tables.markdown(runs, accuracy),
+            "\n".join(captions),
         ]
     )
-    return note, figures.overview(accuracy)
+    return note, {f"figures/{name}.png": each.figure for name, each in drawn.items()}
 
 
 def colours(strategies: list[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from reports import study_figures
+from reports.figures import Drawn
 from reports.overview import colours as colours  # the same in every figure of forgetbench
 from reports.study_figures import About
 
@@ -47,20 +48,44 @@ def contents(
     """
     tables = {"trials": trials, "seeds": seeds, "search_space": space, "importance": importance}
     files: dict[str, Figure | str] = {f"{name}.csv": _csv(frame) for name, frame in tables.items()}
+    for name, (shown, frame) in drawn(
+        trials, seeds, space, importance, objectives, tuned_on_test=tuned_on_test
+    ).items():
+        files[f"figures/{name}.png"], files[f"figures/{name}.csv"] = shown.figure, _csv(frame)
+    return files
+
+
+def drawn(
+    trials: pd.DataFrame,
+    seeds: pd.DataFrame,
+    space: pd.DataFrame,
+    importance: pd.DataFrame,
+    objectives: Mapping[str, str],
+    *,
+    tuned_on_test: bool,
+) -> dict[str, tuple[Drawn, pd.DataFrame]]:
+    """All figures of a study with their captions and the numbers they show, by name; none if no trial is complete.
+
+    Args:
+        trials: as for `contents`.
+        seeds: as for `contents`.
+        space: as for `contents`.
+        importance: as for `contents`.
+        objectives: as for `contents`.
+        tuned_on_test: as for `contents`.
+    """
     complete = trials[trials["state"] == "complete"]
     if complete.empty:
-        return files
+        return {}
     about = About(list(space["strategy"].unique()), dict(objectives), tuned_on_test, per_trial(seeds, complete))
-    drawn = {"history": (study_figures.history, history(trials, objectives))}
+    found = {"history": (study_figures.history, history(trials, objectives))}
     for name in objectives:
-        drawn[f"response_{name}"] = study_figures.response, response(trials, seeds, space, name)
+        found[f"response_{name}"] = study_figures.response, response(trials, seeds, space, name)
     for x, y in planes(trials, list(objectives)):
-        drawn[f"{x}_{y}"] = study_figures.plane, plane(trials, x, y, objectives)
+        found[f"{x}_{y}"] = study_figures.plane, plane(trials, x, y, objectives)
     if importance["importance"].notna().any():
-        drawn["importance"] = study_figures.importance, importance.dropna(subset="importance")
-    for name, (draw, frame) in drawn.items():
-        files[f"figures/{name}.png"], files[f"figures/{name}.csv"] = draw(frame, about), _csv(frame)
-    return files
+        found["importance"] = study_figures.importance, importance.dropna(subset="importance")
+    return {name: (draw(frame, about), frame) for name, (draw, frame) in found.items()}
 
 
 def history(trials: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
