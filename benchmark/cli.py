@@ -182,6 +182,63 @@ def study(
     say(f"trials   {redacted(storage)}")
 
 
+@app.command()
+def report(
+    experiment: Annotated[
+        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Option("--experiment", help="MLflow experiment to report on; of none, the only one."),
+    ] = None,
+    study: Annotated[
+        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Option("--study", help="Study to report on."),
+    ] = None,
+    run: Annotated[
+        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Option("--run", help="MLflow run id; an overview's stands for its runs."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Option(
+            "--output", "-o", help="Folder of the report, replaced as a whole.", show_default="OUT/reports/NAME"
+        ),
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="Strategy that others are compared with, paired by seed.")] = "naive",
+    formats: Annotated[str, typer.Option("--format", help="Of md, tex, html, pdf: several with commas.")] = "md,tex",
+    template: Annotated[
+        Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+        typer.Option(help="Jinja2 file that replaces or extends report.md.j2.", exists=True, dir_okay=False),
+    ] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Runs of several recipes get a section each.")
+    ] = False,
+    out: Out = Path("out"),
+    tracking_uri: Uri = None,
+    debug: Debug = False,
+) -> None:
+    """Write a report of tracked runs: Markdown, LaTeX tables, figures; of MLflow's data alone.
+
+    Example: forgetbench report --experiment mnist-fashion -o paper/report
+    """
+    from reports import write
+    from reports.document import build
+    from reports.load import load
+
+    wanted = write.checked(formats)
+    uri = tracking_uri or _default_uri(out)
+    tracked = load(uri, experiments=experiment or (), studies=study or (), ids=run or ())
+    document = build(tracked, baseline=baseline, allow_mixed=allow_mixed)
+    folder = output or out / "reports" / document.stem
+    console = _console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    write.write(document, folder, formats=wanted, template=template, command=_typed(), say=say)
+    for finding in [said for section in document.sections for said in section.findings]:
+        say(f"- {finding}")
+    say(f"\nreport   {folder / 'report.md'}")
+
+
 @app.command("list")
 def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
     """List what an experiment file can name.
@@ -335,6 +392,15 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
     return Tracker(uri or _default_uri(out), name, out / "mlartifacts" / name)
 
 
+def _typed() -> str:
+    """The command as it was typed, fit for publication."""
+    import shlex
+
+    from benchmark.server import redacted
+
+    return redacted(shlex.join(["forgetbench", *sys.argv[1:]]))
+
+
 def _options(uri: str | None, out: Path) -> str:
     """What a command needs to find these results, for copying."""
     from benchmark.server import redacted
@@ -373,6 +439,7 @@ def _expected(error: BaseException) -> bool:
         "benchmark.sources": "DataError",
         "studies.search": "StudyError",
         "benchmark.server": "TrackingError",
+        "reports.load": "ReportError",
     }
     # Only what was imported can have been raised; importing here would cost seconds.
     ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)

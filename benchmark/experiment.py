@@ -47,21 +47,21 @@ class Outcome:
     undelivered: str | None
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Tidy `runs` and `accuracy`, see `reports.tables`."""
+        """Tidy `runs` and `accuracy`, see `reports.load`."""
         return frames(self.records)
 
 
 def frames(records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tidy `runs` and `accuracy` of records, see `reports.tables`."""
+    """Tidy `runs` and `accuracy` of records, see `reports.load`."""
     runs = pd.DataFrame(
         [
-            {"run_key": r.run_key, "strategy": r.strategy, "seed": r.seed, "status": r.status, **r.values}
+            {"run_key": r.run_key, "strategy": r.strategy, "seed": r.seed, "status": r.status, **r.fields, **r.values}
             for r in records
         ]
     )
     accuracy = pd.DataFrame(
-        [(r.strategy, r.seed, k, j + 1, r.accuracy[k, j]) for r in records for k, j in _cells(r)],
-        columns=["strategy", "seed", "after_task", "task", "accuracy"],
+        [(r.run_key, r.strategy, r.seed, k, j + 1, r.accuracy[k, j]) for r in records for k, j in _cells(r)],
+        columns=["run_key", "strategy", "seed", "after_task", "task", "accuracy"],
     )
     return runs, accuracy
 

@@ -128,33 +128,36 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     """Mean and spread of each strategy, in per cent.
 
     Args:
-        runs: one row a run, see `reports.tables`.
-        accuracy: one row a cell of an accuracy matrix, see `reports.tables`.
+        runs: one row a run, see `reports.load`.
+        accuracy: one row a cell of an accuracy matrix, see `reports.load`.
     """
-    from reports import tables
+    from reports import compare
+    from reports.measures import MAIN
+    from reports.numbers import percent
 
-    final = tables.final_by_task(accuracy)
-    shown = list(final.columns) if final.shape[1] <= 3 else []
-    summary = tables.summary(runs)
-    diverged = bool(summary["diverged"].sum())
+    metrics = ("average_accuracy", "forgetting", "learning_accuracy")
+    summary, final = compare.summary(runs, metrics), compare.by_task(runs, accuracy)
+    shown = sorted(accuracy["task"].unique()) if accuracy["task"].nunique() <= 3 else []
+    lost = runs[runs["status"] != "finished"].groupby("strategy").size()
     table = Table(
-        caption="mean ± standard deviation over n seeds, in per cent", caption_justify="left", box=None, pad_edge=False
-    )
+        caption="mean ± half the 95% interval (Student's t) over n seeds, in per cent",
+        caption_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
     table.add_column("strategy", overflow="fold")
     table.add_column("n", justify="right")
     for task in shown:
         table.add_column(f"task {task}", justify="right")
-    metrics = ("average_accuracy", "forgetting", "learning_accuracy")
     for metric in metrics:
-        table.add_column(tables.SHOWN[metric].replace(" ", "\n", 1), justify="right", no_wrap=True)
-    if diverged:
+        table.add_column(MAIN[metric].replace(" ", "\n", 1), justify="right", no_wrap=True)
+    if len(lost):
         table.add_column("diverged", justify="right", style="red")
-    for _, row in summary.iterrows():
-        by_task = [tables.percent(final[task].get(row["strategy"], float("nan")), float("nan")) for task in shown]
-        cells = [tables.percent(row[m], row[f"{m}_std"]) for m in metrics]
-        extra = [str(row["diverged"] or "")] if diverged else []
+    for strategy, own in summary.groupby("strategy", sort=False):
+        means = final[final["strategy"] == strategy].set_index("task")["mean"].reindex(shown)
+        cells = [percent(row.mean, row.low, row.high) for row in compare.rows(own)]
+        by_task = [percent(mean, float("nan"), float("nan")) for mean in means]
+        extra = [str(lost.get(strategy, ""))] if len(lost) else []
         # Brackets of a label are no markup.
-        table.add_row(str(row["strategy"]).replace("[", r"\["), str(row["n"]), *by_task, *cells, *extra)
+        table.add_row(str(strategy).replace("[", r"\["), str(own["n"].max()), *by_task, *cells, *extra)
     return table
 
 

@@ -13,18 +13,13 @@ def contents(runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str,
     """Markdown note and figures by file name.
 
     Args:
-        runs: one row a run, see `reports.tables`.
-        accuracy: one row a cell of an accuracy matrix, see `reports.tables`.
+        runs: one row a run, see `reports.load`.
+        accuracy: one row a cell of an accuracy matrix, see `reports.load`.
     """
+    # By their labels, as the runs beside the note are.
+    table = tables.main(runs, {label: label for label in runs["strategy"]})
+    note = "\n\n".join([f"{table.caption} Tables and figures are among the artifacts.", table.markdown()])
     drawn = figures.every(runs, accuracy)
-    captions = [f"- `figures/{name}.png`: {each.caption}" for name, each in drawn.items()]
-    note = "\n\n".join(
-        [
-            "Mean ± standard deviation over seeds, in per cent. Tables and figures are among the artifacts.",
-            tables.markdown(runs, accuracy),
-            "\n".join(captions),
-        ]
-    )
     return note, {f"figures/{name}.png": each.figure for name, each in drawn.items()}
 
 

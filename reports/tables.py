@@ -1,74 +1,161 @@
-"""Tidy frames of results, and the tables made of them.
-
-Two frames, as in `runs.csv` and `accuracy.csv`: `runs` has one row a run with `strategy`, `seed`, `status` and metrics;
-`accuracy` one row a cell with `strategy`, `seed`, `after_task` (0..T), `task` (1..T) and `accuracy`.
-"""
+"""The tables of a report, made of the frames of `reports.compare`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
-SHOWN = {
-    "average_accuracy": "average accuracy",
-    "forgetting": "forgetting",
-    "bwt": "BWT",
-    "fwt": "FWT",
-    "learning_accuracy": "learning accuracy",
-}
+from reports import compare, names
+from reports.measures import COMPARED, MAIN
+from reports.numbers import NONE, interval, p_value, percent, points
+from reports.recipes import FIELDS, options
+from reports.table import Cell, Table
+
+MOST_TASKS = 10  # a column each; more are in the CSV alone
+TIE = "†"
+INTERVAL = "mean ± half the width of its 95% interval (Student's t) over n seeds"
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (ddof 1) a strategy, over the runs that finished.
+def main(runs: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
+    """Strategies x metrics, the best in bold where the paired test says that it is, else ties marked.
 
     Args:
-        runs: one row a run; strategies appear in their order here.
-
-    Returns:
-        One row a strategy: `strategy`, `n` finished runs, `diverged` runs, and `<metric>` and `<metric>_std` of each.
+        runs: of one recipe.
+        spoken: names by label.
     """
+    metrics = [metric for metric in MAIN if metric in runs and compare.finished(runs)[metric].notna().any()]
+    summary = compare.summary(runs, metrics)
+    lead = {metric: compare.leaders(runs, metric) for metric in metrics}
+    gone = runs.loc[runs["status"] != "finished", "strategy"].value_counts()
+    rows: list[list[Cell | str]] = []
+    for strategy, own in summary.groupby("strategy", sort=False):
+        cells = [_ranked(percent(r.mean, r.low, r.high), str(strategy), lead[r.metric]) for r in compare.rows(own)]
+        rows.append(
+            [spoken[str(strategy)], str(own["n"].max()), *cells, *([str(gone.get(strategy, ""))] if len(gone) else [])]
+        )
+    header = ["strategy", "n", *(MAIN[metric] for metric in metrics), *(["lost"] if len(gone) else [])]
+    caption = f"In per cent: {INTERVAL}. {_ranking(list(lead.values()))}"
+    return Table("main", caption.strip(), header, rows, summary)
+
+
+def final(runs: pd.DataFrame, accuracy: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
+    """Final accuracy on each task; beyond ten tasks, the CSV alone has all.
+
+    Args:
+        runs: of one recipe.
+        accuracy: of the same.
+        spoken: names by label.
+    """
+    frame = compare.by_task(runs, accuracy)
+    tasks = sorted(frame["task"].unique())
+    shown = tasks if len(tasks) <= MOST_TASKS else [*tasks[: MOST_TASKS // 2], *tasks[-MOST_TASKS // 2 :]]
     rows = []
-    for strategy, group in runs.groupby("strategy", sort=False):
-        finished = group[group["status"] == "finished"]
-        row: dict[str, object] = {
-            "strategy": strategy,
-            "n": len(finished),
-            "diverged": int((group["status"] == "diverged").sum()),
-        }
-        for metric in SHOWN:
-            row[metric], row[f"{metric}_std"] = finished[metric].mean(), finished[metric].std()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for strategy, own in frame.groupby("strategy", sort=False):
+        cells = {r.task: percent(r.mean, r.low, r.high) for r in compare.rows(own)}
+        rows.append([spoken[str(strategy)], str(own["n"].max()), *(cells.get(task, NONE) for task in shown)])
+    left_out = f" Tasks {shown[4] + 1} to {shown[5] - 1} are in the CSV." if len(shown) < len(tasks) else ""
+    caption = f"Accuracy on each task after the last one, in per cent: {INTERVAL}.{left_out}"
+    return Table("tasks", caption, ["strategy", "n", *(f"task {task}" for task in shown)], rows, frame)
 
 
-def final_by_task(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Mean final accuracy a strategy and task, over the runs that finished; columns are task numbers."""
-    last = accuracy[accuracy["after_task"] == accuracy["after_task"].max()]
-    table: pd.DataFrame = last.pivot_table(
-        index="strategy", columns="task", values="accuracy", aggfunc="mean", sort=False
+def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Table:
+    """Differences from the reference.
+
+    Args:
+        frame: of `compare.differences`.
+        reference: label of the strategy compared with.
+        spoken: names by label.
+    """
+    metrics = [m for m in COMPARED if frame.loc[frame["metric"] == m, "n"].any()]
+    rows = []
+    for strategy, own in frame.groupby("strategy", sort=False):
+        cells: list[str] = []
+        for r in compare.rows(own[own["metric"].isin(metrics)]):
+            cells += [f"{points(r.difference)} {interval(r.low, r.high)}", p_value(r.p_holm)]
+        rows.append([spoken[str(strategy)], str(own["n"].max()), *cells])
+    header = ["strategy", "n", *(text for m in metrics for text in (COMPARED[m], "p"))]
+    caption = (
+        f"Each strategy less {spoken[reference]}, in points, over n common seeds: mean difference, its 95% interval "
+        "(Student's t), and the exact paired permutation test's p after Holm's adjustment over the strategies. "
+        f"{_smallest(frame)}"
     )
-    return table
+    return Table("paired", caption.strip(), header, rows, frame)
 
 
-def percent(mean: float, std: float) -> str:
-    """`97.5 ± 0.3` in per cent; the spread is left out where there is one run, all where there is none."""
-    if pd.isna(mean):
-        return "–"
-    return f"{100 * mean:.1f}" if pd.isna(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
+def strategies(runs: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
+    """What each strategy is: its label, its options, and the convention of its λ.
+
+    Args:
+        runs: of one recipe.
+        spoken: names by label.
+    """
+    rows: list[list[Cell | str]] = []
+    told: list[str] = []
+    first = runs.drop_duplicates("strategy")
+    for _, run in first.iterrows():
+        told.append(", ".join(f"{k} = {v}" for k, v in options_of(run).items()) or NONE)
+        rows.append([spoken[run["strategy"]], Cell(run["strategy"], code=True), told[-1], run["lam_means"] or NONE])
+    columns = ["strategy", "strategy_name", "what", "lam_means"]
+    frame = first[[c for c in columns if c in first]].assign(options=told)
+    caption = "Options of each strategy as trained, and what λ multiplies."
+    return Table("strategies", caption, ["strategy", "label", "options", "λ"], rows, frame, frozenset({1, 2, 3}))
 
 
-def markdown(runs: pd.DataFrame, accuracy: pd.DataFrame) -> str:
-    """The result table in GitHub-flavoured Markdown, values in per cent."""
-    from tabulate import tabulate
+def options_of(run: pd.Series) -> dict[str, str]:
+    """A run's own options, λ first: params that are the strategy's, and recipe fields that its label tells.
 
-    final = final_by_task(accuracy)
-    tasks = list(final.columns) if final.shape[1] <= 5 else []
-    rows = []
-    for _, row in summary(runs).iterrows():
-        cells = [percent(row[metric], row[f"{metric}_std"]) for metric in SHOWN]
-        by_task = [percent(final[task].get(row["strategy"], float("nan")), float("nan")) for task in tasks]
-        rows.append([f"`{row['strategy']}`", row["n"], *by_task, *cells, row["diverged"] or ""])
-    headers = ["strategy", "n", *(f"task {task}" for task in tasks), *SHOWN.values(), "diverged"]
-    if not any(row[-1] for row in rows):
-        headers, rows = headers[:-1], [row[:-1] for row in rows]
-    align = ("left", "right", *("right" for _ in headers[2:]))
-    return str(tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True))
+    Args:
+        run: a row of the runs.
+    """
+    told = [name for name in FIELDS if name in names.parse(run["strategy"])[1] and name in run]
+    own = [name for name in options(run.index) if pd.notna(run[name]) and run[name] != ""]
+    return {name: f"{run[name]:g}" if isinstance(run[name], float) else str(run[name]) for name in [*own, *told]}
+
+
+def lost(runs: pd.DataFrame, frame: pd.DataFrame, spoken: Mapping[str, str]) -> Table | None:
+    """Runs without a result, or None where every cell has one.
+
+    Args:
+        runs: of one recipe.
+        frame: `strategy, seed, status` of each; see `reports.density`.
+        spoken: names by label.
+    """
+    if frame.empty:
+        return None
+    rows = [
+        [spoken[str(strategy)], str(status), ", ".join(str(seed) for seed in own["seed"])]
+        for (strategy, status), own in frame.groupby(["strategy", "status"], sort=False)
+    ]
+    caption = f"Runs without a result, of {runs['strategy'].nunique()} strategies x {runs['seed'].nunique()} seeds."
+    return Table("lost", caption, ["strategy", "status", "seeds"], rows, frame, frozenset({1, 2}))
+
+
+def _ranked(text: str, strategy: str, leaders: compare.Leaders) -> Cell:
+    if text == NONE or not leaders.best:
+        return Cell(text)
+    among = strategy == leaders.best or strategy in leaders.tied
+    tie = among and leaders.decidable and not leaders.alone
+    return Cell(text, bold=leaders.alone and strategy == leaders.best, mark=TIE if tie else "")
+
+
+def _ranking(leaders: Sequence[compare.Leaders]) -> str:
+    """What bold and daggers mean, or that there can be none."""
+    known = [each for each in leaders if each.best]
+    if not known:
+        return ""
+    if not any(each.decidable for each in known):
+        return "No best is marked: with so few seeds the paired test can tell no two strategies apart."
+    alone = any(each.alone for each in known)
+    ties = any(each.decidable and not each.alone for each in known)
+    said = ["Bold: better than every other strategy (paired permutation test, Holm-adjusted p ≤ 0.05)."] * alone
+    said += [f"{TIE}: the best, and those not told apart from it."] * ties
+    return " ".join(said)
+
+
+def _smallest(frame: pd.DataFrame) -> str:
+    """What the test could have said at most, where that is less than a decision."""
+    least = frame.groupby("metric", sort=False)["smallest_p_holm"].min().max()
+    if pd.isna(least) or least <= compare.ALPHA:
+        return ""
+    return f"With so few seeds the adjusted p cannot fall below {p_value(least)}: the test cannot decide."

@@ -1,0 +1,187 @@
+"""Runs of one recipe as numbers: summaries, paired differences from a baseline, and which strategies lead.
+
+Frames in, frames out; `reports.load` says what is in them. A run is the unit: everything is averaged over its tasks
+first, and intervals are over runs (`reports.statistics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports import names, statistics
+from reports.density import density
+from reports.load import ReportError
+from reports.measures import COMPARED, LOWER_IS_BETTER, MAIN, NEW
+from reports.recipes import FIELDS
+
+ALPHA = 0.05
+BOUNDS = frozenset({"joint"})
+"""Strategies that see what the others may not: shown, not ranked."""
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that have results."""
+    return runs[runs["status"] == "finished"]
+
+
+def rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """Rows with their columns as attributes, whose types only the frame's documentation knows."""
+    yield from frame.itertuples(index=False)
+
+
+def with_new_tasks(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Runs with a column more, `new_task_accuracy`: 1/(T-1) Σ_{j>1} a[j, j], NaN for one task.
+
+    Learning accuracy has the first task in it too, which all strategies learn alike and which hides half of the price
+    where there are two.
+
+    Args:
+        runs: one row a run.
+        accuracy: one row a cell.
+    """
+    learned = accuracy[(accuracy["after_task"] == accuracy["task"]) & (accuracy["task"] > 1)]
+    means = learned.groupby("run_key")["accuracy"].mean()
+    return runs.assign(**{NEW: runs["run_key"].map(means).astype(float)})
+
+
+def summary(runs: pd.DataFrame, metrics: Sequence[str] = tuple(MAIN)) -> pd.DataFrame:
+    """Mean and interval of each strategy and metric, over the runs that finished.
+
+    Args:
+        runs: of one recipe.
+        metrics: columns of `runs`.
+
+    Returns:
+        `strategy, metric, n, mean, low, high, kind, std (ddof 1), iqm`; without runs, n is 0 and the rest NaN.
+    """
+    rows = []
+    for strategy, own in runs.groupby("strategy", sort=False):
+        for metric in metrics:
+            values = finished(own)[metric].dropna() if metric in own else pd.Series(dtype=float)
+            mean = asdict(statistics.mean_interval(values)) | {"std": values.std(), "iqm": statistics.iqm(values).mean}
+            rows.append({"strategy": strategy, "metric": metric, **mean})
+    order = ["strategy", "metric", "n", "mean", "low", "high", "kind", "std", "iqm"]
+    return pd.DataFrame(rows, columns=order)
+
+
+def by_task(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Final accuracy on each task, over the runs that finished.
+
+    Args:
+        runs: of one recipe.
+        accuracy: of the same.
+
+    Returns:
+        `strategy, task, n, mean, low, high, kind`.
+    """
+    last = accuracy[accuracy["after_task"] == accuracy["task"].max()]
+    last = last[last["run_key"].isin(finished(runs)["run_key"])]
+    rows = [
+        {"strategy": strategy, "task": task, **asdict(statistics.mean_interval(cells["accuracy"]))}
+        for (strategy, task), cells in last.groupby(["strategy", "task"], sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["strategy", "task", "n", "mean", "low", "high", "kind"])
+
+
+def baseline(runs: pd.DataFrame, wanted: str) -> str:
+    """The label of the strategy that others are compared with.
+
+    Of several with the wanted name, the one that was trained most like the other strategies: with BatchNorm frozen, if
+    that is what the others do.
+
+    Args:
+        runs: of one recipe.
+        wanted: a label, or a strategy's name.
+
+    Raises:
+        ReportError: no runs of such a strategy, or several that nothing prefers.
+    """
+    labels = list(dict.fromkeys(runs["strategy"]))
+    if wanted in labels:
+        return str(wanted)
+    found = [str(label) for label in labels if names.parse(label)[0] == wanted]
+    if not found:
+        raise ReportError(f"no runs of a baseline {wanted!r}; choose one of them with --baseline: {', '.join(labels)}")
+    alike = {label: _alike(runs, label) for label in found}
+    best = [label for label in found if alike[label] == max(alike.values())]
+    if len(best) > 1:
+        raise ReportError(f"several strategies are {wanted!r}; choose one with --baseline: {', '.join(best)}")
+    return best[0]
+
+
+def _alike(runs: pd.DataFrame, label: str) -> int:
+    """In how many recipe fields most other runs agree with this strategy."""
+    own, others = runs[runs["strategy"] == label], runs[runs["strategy"] != label]
+    fields = [name for name in FIELDS if name in runs and len(others)]
+    return sum(bool((others[name].mode(dropna=False) == own[name].iloc[0]).any()) for name in fields)
+
+
+def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tuple(COMPARED)) -> pd.DataFrame:
+    """Each strategy less the reference, paired by seed, with Holm's adjustment over the strategies of each metric.
+
+    Args:
+        runs: of one recipe.
+        reference: label of the strategy compared with.
+        metrics: columns of `runs`.
+
+    Returns:
+        `strategy, metric, n, difference, low, high, kind, p, p_holm, smallest_p, smallest_p_holm, exact`; one row for
+        each other strategy and metric, on the seeds that both finished. `smallest_p` is the least the test could have
+        given, `smallest_p_holm` that times the number of comparisons.
+    """
+    cells, done = density(runs), finished(runs).set_index(["strategy", "seed"])
+    rows = []
+    for metric in metrics:
+        for label in [label for label in dict.fromkeys(runs["strategy"]) if label != reference]:
+            seeds = [
+                seed
+                for seed in cells.common(label, reference)
+                if done[metric].loc[[(label, seed), (reference, seed)]].notna().all()
+            ]
+            own, other = (done[metric].loc[[(s, seed) for seed in seeds]].to_numpy(float) for s in (label, reference))
+            rows.append({"strategy": label, "metric": metric, **asdict(statistics.paired(own, other))})
+    order = ["strategy", "metric", "n", "difference", "low", "high", "kind", "p", "smallest_p", "exact"]
+    table = pd.DataFrame(rows, columns=order)
+    by_metric = table.groupby("metric", sort=False)
+    table["p_holm"] = by_metric["p"].transform(lambda p: statistics.holm(p))
+    table["smallest_p_holm"] = (table["smallest_p"] * by_metric["p"].transform("count")).clip(upper=1)
+    return table
+
+
+@dataclass(frozen=True)
+class Leaders:
+    """Which strategies lead in a metric.
+
+    Attributes:
+        best: the strategy of the best mean, or empty where no run finished.
+        alone: every other strategy is told apart from it: the paired test with Holm's adjustment says so.
+        tied: those that are not told apart from it.
+        decidable: with so many seeds the test could have told one apart.
+    """
+
+    best: str
+    alone: bool
+    tied: frozenset[str]
+    decidable: bool
+
+
+def leaders(runs: pd.DataFrame, metric: str) -> Leaders:
+    """The best of the strategies that are ranked, and those that may be as good.
+
+    Args:
+        runs: of one recipe.
+        metric: column of `runs`.
+    """
+    ranked = runs[~runs["strategy"].map(lambda label: names.parse(label)[0]).isin(BOUNDS)]
+    means = finished(ranked).groupby("strategy", sort=False)[metric].mean().dropna()
+    if len(means) < 2:
+        return Leaders("", alone=False, tied=frozenset(), decidable=False)
+    best = str(means.idxmin() if metric in LOWER_IS_BETTER else means.idxmax())
+    table = differences(ranked[ranked["strategy"].isin(means.index)], best, [metric])
+    told = table["p_holm"] <= ALPHA
+    decidable = bool((table["smallest_p_holm"] <= ALPHA).any())
+    return Leaders(best, bool(told.all()), frozenset(table.loc[~told, "strategy"]), decidable)

@@ -1,0 +1,143 @@
+"""Limitations that the data themselves imply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from reports import compare, names
+from reports.density import Density
+from reports.load import Overview
+from reports.numbers import p_value
+
+FEW = 5  # seeds below which no paired test can decide even one comparison is 6; below this, intervals are wide too
+SWEEP = 2  # values of λ from which the best of a table is a choice
+
+
+def limitations(
+    runs: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    differences: pd.DataFrame,
+    cells: Density,
+    overviews: Mapping[str, Overview],
+    *,
+    tuned_on_test: bool,
+    tuned: bool,
+) -> list[str]:
+    """Sentences, the gravest first.
+
+    Args:
+        runs: of one recipe.
+        accuracy: of the same.
+        differences: of `compare.differences`.
+        cells: which strategies finished with which seeds.
+        overviews: that the runs are tied to.
+        tuned_on_test: a study chose λ on the test set.
+        tuned: a study chose λ.
+    """
+    found = [
+        _tuned_on_test(tuned_on_test),
+        "" if tuned else _best_of_sweep(runs),
+        _few_seeds(runs, differences),
+        _lost(cells),
+        _batchnorm(runs),
+        _trunk(runs),
+        _unread(runs, accuracy),
+        _environments(overviews),
+        _one_scenario(runs),
+    ]
+    return [said for said in found if said]
+
+
+def _tuned_on_test(tuned_on_test: bool) -> str:
+    if not tuned_on_test:
+        return ""
+    return (
+        "TUNED ON TEST: the settings were chosen on the test images that are reported. These numbers are upper bounds."
+    )
+
+
+def _best_of_sweep(runs: pd.DataFrame) -> str:
+    families: dict[str, set[str]] = {}
+    for label in dict.fromkeys(runs["strategy"]):
+        if "lam" in names.parse(label)[1]:
+            families.setdefault(names.family(label), set()).add(label)
+    swept = [family for family, labels in families.items() if len(labels) >= SWEEP]
+    if swept:
+        listed = ", ".join(names.spoken(family) for family in swept)
+        return (
+            f"Several λ of {listed} are in the table, all measured on the test set: to quote the best is to tune on "
+            "the test set. A study chooses λ on other images (forgetbench study)."
+        )
+    if "lam" in runs and runs["lam"].notna().any():
+        return "λ was not tuned: another value may do better (forgetbench study)."
+    return ""
+
+
+def _few_seeds(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
+    n = int(compare.finished(runs).groupby("strategy")["seed"].nunique().min()) if len(compare.finished(runs)) else 0
+    least = differences["smallest_p_holm"].max() if len(differences) else float("nan")
+    if n < 2:
+        return "One seed: there is no interval, and no difference can be told from chance."
+    if pd.notna(least) and least > compare.ALPHA:
+        return (
+            f"Few seeds: with n = {n} the paired permutation test cannot reach p ≤ 0.05 here (its smallest p is "
+            f"{p_value(differences['smallest_p'].max())}), and Student's t intervals lean on normality."
+        )
+    return f"Few seeds: n = {n}, intervals lean on normality." if n < FEW else ""
+
+
+def _lost(cells: Density) -> str:
+    lost = cells.lost
+    if lost.empty:
+        return ""
+    counts = ", ".join(f"{many} {status}" for status, many in lost["status"].value_counts().items())
+    return (
+        f"{len(lost)} of {cells.cells.size} runs have no result ({counts}). Means are over runs that finished, which "
+        "flatters a strategy that is lost on hard seeds; paired differences are over common seeds only."
+    )
+
+
+def _batchnorm(runs: pd.DataFrame) -> str:
+    modes = runs.groupby("batchnorm")["strategy"].unique() if "batchnorm" in runs else pd.Series(dtype=object)
+    if len(modes) < 2:
+        return ""
+    listed = "; ".join(
+        f"{mode}: {', '.join(names.spoken(label) for label in labels)}" for mode, labels in modes.items()
+    )
+    return f"BatchNorm's statistics are not handled alike ({listed}): compare like with like."
+
+
+def _trunk(runs: pd.DataFrame) -> str:
+    if (
+        "trunk" not in runs
+        or not (shared := runs[runs["trunk"].notna() & (runs["trunk"] != "")])["trunk"].duplicated().any()
+    ):
+        return ""
+    return (
+        f"{shared['strategy'].nunique()} strategies share the first task's training, seed by seed, since they train "
+        "alike on it: their accuracies before task 2 are the same numbers, and differences begin at task 2."
+    )
+
+
+def _unread(runs: pd.DataFrame, accuracy: pd.DataFrame) -> str:
+    absent = int((~compare.finished(runs)["run_id"].isin(accuracy["run_id"])).sum())
+    return (
+        f"The accuracy matrices of {absent} runs could not be read; tables by task and curves leave them out."
+        if absent
+        else ""
+    )
+
+
+def _environments(overviews: Mapping[str, Overview]) -> str:
+    watched = ("version.forgetbench", "version.torch", "device", "git_revision")
+    differing = [
+        name for name in watched if len({overview.environment.get(name) for overview in overviews.values()}) > 1
+    ]
+    return f"The runs come from several environments, which differ in {', '.join(differing)}." if differing else ""
+
+
+def _one_scenario(runs: pd.DataFrame) -> str:
+    where = runs["scenario"].iloc[0] if "scenario" in runs else "one scenario"
+    return f"One scenario ({where}) and one network: order among strategies may be another elsewhere."

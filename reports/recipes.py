@@ -1,0 +1,128 @@
+"""What runs have in common, and what tells recipes apart that must not stand in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports import names
+from reports.load import COLUMNS, ReportError
+from reports.measures import MEASURES, NEW
+
+FIELDS = {
+    "scenario": "scenario",
+    "images": "images",
+    "tasks": "tasks",
+    "incremental": "incremental type",
+    "permuted": "tasks with shuffled pixels",
+    "class_order": "class order",
+    "model": "network",
+    "optimizer": "optimiser",
+    "lr": "learning rate",
+    "momentum": "momentum",
+    "weight_decay": "weight decay",
+    "batch_size": "batch size",
+    "epochs": "epochs a task",
+    "iterations": "steps a task",
+    "batchnorm": "BatchNorm statistics",
+    "optimizer_state": "optimiser state between tasks",
+    "precision": "precision",
+    "evaluate_every": "steps between evaluations",
+    "protocol": "tuning protocol",
+}
+"""Params that say how a run was trained and tested, whatever its strategy, and what they are called."""
+PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "evaluate_every": 0.0}  # not worth a row of the recipe's table
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe.
+
+    Attributes:
+        title: what tells it from the report's other groups; empty where there is one.
+        runs: as `reports.load` has them.
+    """
+
+    title: str
+    runs: pd.DataFrame
+
+
+def groups(runs: pd.DataFrame, *, allow_mixed: bool = False) -> list[Group]:
+    """Runs by recipe: one group, unless several are asked for.
+
+    A difference that the labels of strategies tell, as in `naive[batchnorm=update]`, is part of the comparison.
+
+    Args:
+        runs: as `reports.load` has them.
+        allow_mixed: several recipes are several groups, rather than an error.
+
+    Raises:
+        ReportError: runs of several recipes that were not asked for.
+    """
+    differing = [name for name in FIELDS if name in runs and _unlabelled(runs, name).nunique(dropna=False) > 1]
+    if not differing:
+        _one_setting_a_label(runs)
+        return [Group("", runs)]
+    if not allow_mixed:
+        raise ReportError(
+            f"these runs were not all trained and tested alike: {_listed(runs, differing)}. Choose some with --run "
+            "(an overview's id stands for its runs), or give --allow-mixed for a section each"
+        )
+    found = []
+    for values, own in runs.groupby(differing, sort=False, dropna=False):
+        _one_setting_a_label(own)
+        told = [f"{FIELDS[name]} {_text(value)}" for name, value in zip(differing, values, strict=True)]
+        found.append(Group(", ".join(told), own.reset_index(drop=True)))
+    return found
+
+
+def recipe(runs: pd.DataFrame) -> dict[str, str]:
+    """What all runs of a group share, by name for people; what their labels tell apart is left out.
+
+    Args:
+        runs: of one group.
+    """
+    found = {}
+    for name, words in FIELDS.items():
+        values: list[object] = list(_unlabelled(runs, name).dropna().unique()) if name in runs else []
+        if len(values) == 1 and values[0] != "" and PLAIN.get(name) != values[0]:
+            found[words] = _text(values[0])
+    return found
+
+
+def _unlabelled(runs: pd.DataFrame, name: str) -> pd.Series:
+    """A field of the runs whose label does not tell it."""
+    return runs.loc[[name not in names.parse(label)[1] for label in runs["strategy"]], name]
+
+
+def _one_setting_a_label(runs: pd.DataFrame) -> None:
+    """Two experiment files may call two settings by one label, since a label tells only what its file says.
+
+    Raises:
+        ReportError: a label stands for two settings.
+    """
+    for label, own in runs.groupby("strategy", sort=False):
+        differing = [name for name in options(runs.columns) if own[name].nunique(dropna=False) > 1]
+        if differing:
+            raise ReportError(
+                f"{label!r} stands for several settings: {_listed(own, differing)}. Choose some with --run"
+            )
+
+
+def options(columns: Iterable[str]) -> list[str]:
+    """Params that are a strategy's own."""
+    return [name for name in columns if name not in {*COLUMNS, *FIELDS, *MEASURES, "strategy_name", "trunk", NEW}]
+
+
+def _listed(runs: pd.DataFrame, names: list[str]) -> str:
+    return "; ".join(
+        f"{FIELDS.get(name, name)} {', '.join(_text(v) for v in _unlabelled(runs, name).unique())}" for name in names
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return "none" if pd.isna(value) else f"{value:g}"
+    return str(value) if value != "" else "none"
