@@ -87,6 +87,8 @@ def explained(uri: str) -> Generator[None, None, None]:
         raise
     except Exception as error:
         reason = redacted(" ".join(str(error).split()))[:300]
+        if re.search(r"\b401\b", reason):
+            reason = "it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise TrackingError(f"MLflow at {redacted(uri)} failed: {reason}") from error
 
 

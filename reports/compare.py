@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from reports import names, statistics
-from reports.density import density
 from reports.load import ReportError
 from reports.measures import COMPARED, LOWER_IS_BETTER, MAIN, NEW
 from reports.recipes import FIELDS
@@ -133,19 +132,18 @@ def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tup
         each other strategy and metric, on the seeds that both finished. `smallest_p` is the least the test could have
         given, `smallest_p_holm` that times the number of comparisons.
     """
-    cells, done = density(runs), finished(runs).set_index(["strategy", "seed"])
-    rows = []
+    labels = list(dict.fromkeys(runs["strategy"]))
+    found = []
     for metric in metrics:
-        for label in [label for label in dict.fromkeys(runs["strategy"]) if label != reference]:
-            seeds = [
-                seed
-                for seed in cells.common(label, reference)
-                if done[metric].loc[[(label, seed), (reference, seed)]].notna().all()
-            ]
-            own, other = (done[metric].loc[[(s, seed) for seed in seeds]].to_numpy(float) for s in (label, reference))
-            rows.append({"strategy": label, "metric": metric, **asdict(statistics.paired(own, other))})
+        values = finished(runs).pivot(index="seed", columns="strategy", values=metric).reindex(columns=labels)
+        for label in labels:
+            if label != reference:
+                both = values[[label, reference]].dropna()
+                found.append(
+                    {"strategy": label, "metric": metric, **asdict(statistics.paired(both[label], both[reference]))}
+                )
     order = ["strategy", "metric", "n", "difference", "low", "high", "kind", "p", "smallest_p", "exact"]
-    table = pd.DataFrame(rows, columns=order)
+    table = pd.DataFrame(found, columns=order)
     by_metric = table.groupby("metric", sort=False)
     table["p_holm"] = by_metric["p"].transform(lambda p: statistics.holm(p))
     table["smallest_p_holm"] = (table["smallest_p"] * by_metric["p"].transform("count")).clip(upper=1)

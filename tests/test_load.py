@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -164,3 +166,25 @@ def test_artifacts_that_are_gone_leave_the_metrics(tmp_path: Path) -> None:
 def test_a_server_that_does_not_answer_is_one_clear_message() -> None:
     with pytest.raises(TrackingError, match=r"http://\*\*\*@127\.0\.0\.1:9 does not answer"):
         load.runs("http://me:secret@127.0.0.1:9")
+
+
+def test_a_server_that_wants_a_login_says_how_to_give_one() -> None:
+    class Closed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b"You are not authenticated.")
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Closed)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(TrackingError, match="wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            load.runs(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
