@@ -54,9 +54,9 @@ class Section:
 
     @property
     def ids(self) -> dict[str, list[str]]:
-        """MLflow's ids of the runs, by spoken name of the strategy, in order of seed."""
+        """MLflow's ids of the runs, by label of the strategy, in order of seed."""
         ordered = self.runs.sort_values("seed", kind="stable")
-        return {self.names[s]: list(ordered.loc[ordered["strategy"] == s, "run_id"]) for s in self.names}
+        return {label: list(ordered.loc[ordered["strategy"] == label, "run_id"]) for label in self.names}
 
     @property
     def every_table(self) -> list[Table]:

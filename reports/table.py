@@ -17,13 +17,11 @@ class Cell(NamedTuple):
         text: plain, not escaped.
         bold: whether it stands out.
         mark: a sign after it, such as a dagger.
-        code: it is set as it is typed.
     """
 
     text: str
     bold: bool = False
     mark: str = ""
-    code: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +51,7 @@ class Table:
         rows = [[_markdown(_cell(cell)) for cell in row] for row in self.rows]
         header = [escape_markdown(text) for text in self.header]
         # Not padded: a table of long labels would be wider than any diff.
-        return str(tabulate(rows, header, tablefmt="github", colalign=self._alignment(), disable_numparse=True))
+        return str(tabulate(rows, header, tablefmt="pipe", colalign=self._alignment(), disable_numparse=True))
 
     def latex(self) -> str:
         r"""A booktabs `tabular` to `\input`, with its caption as a comment."""
@@ -105,12 +103,16 @@ def _cell(cell: Cell | str) -> Cell:
 
 
 def _markdown(cell: Cell) -> str:
-    text = code(cell.text).replace("|", r"\|") if cell.code else escape_markdown(cell.text)
+    text = _unbroken(escape_markdown(cell.text))
     return f"**{text}**{cell.mark}" if cell.bold else f"{text}{cell.mark}"
+
+
+def _unbroken(text: str) -> str:
+    """With no-break spaces where a narrow column would tear a number from its interval's half or other end."""
+    return re.sub(r"(?<=[\d]), (?=[\d−])", ",\u00a0", text.replace(" ± ", "\u00a0±\u00a0"))
 
 
 def _latex(cell: Cell) -> str:
     text = escape_latex(cell.text)
-    text = rf"\texttt{{{text}}}" if cell.code else text
     text = rf"\textbf{{{text}}}" if cell.bold else text
     return text + (rf"\rlap{{\textsuperscript{{{escape_latex(cell.mark)}}}}}" if cell.mark else "")

@@ -84,7 +84,7 @@ def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Ta
 
 
 def strategies(runs: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
-    """What each strategy is: its label, its options, and the convention of its λ.
+    """What each strategy is: its options, and the convention of its λ.
 
     Args:
         runs: of one recipe.
@@ -95,11 +95,11 @@ def strategies(runs: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
     first = runs.drop_duplicates("strategy")
     for _, run in first.iterrows():
         told.append(", ".join(f"{k} = {v}" for k, v in options_of(run).items()) or NONE)
-        rows.append([spoken[run["strategy"]], Cell(run["strategy"], code=True), told[-1], run["lam_means"] or NONE])
+        rows.append([spoken[run["strategy"]], told[-1], run["lam_means"] or NONE])
     columns = ["strategy", "strategy_name", "what", "lam_means"]
     frame = first[[c for c in columns if c in first]].assign(options=told)
     caption = "Options of each strategy as trained, and what λ multiplies."
-    return Table("strategies", caption, ["strategy", "label", "options", "λ"], rows, frame, frozenset({1, 2, 3}))
+    return Table("strategies", caption, ["strategy", "options", "λ"], rows, frame, frozenset({1, 2}))
 
 
 def options_of(run: pd.Series) -> dict[str, str]:

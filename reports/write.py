@@ -125,8 +125,8 @@ def _fill(folder: Path, document: Document, wanted: set[Format], text: str) -> N
 
 def _convert(folder: Path, wanted: set[Format], title: str, say: Callable[[str], None]) -> None:
     """HTML and PDF through pandoc; without it, or where it fails, the rest of the report stands."""
-    options = ["--standalone", "--metadata", f"title={title}", "--resource-path", str(folder)]
-    ways = {"html": ["--embed-resources"], "pdf": []}
+    options = ["--standalone", "--metadata", f"pagetitle={title}", "--resource-path", str(folder.resolve())]
+    ways = {"html": _html(), "pdf": _pdf()}
     for ending in [ending for ending in ways if ending in wanted]:
         pandoc, engine = _pandoc(), next(filter(shutil.which, ENGINES), None)
         if pandoc is None:
@@ -135,10 +135,38 @@ def _convert(folder: Path, wanted: set[Format], title: str, say: Callable[[str],
             say(f"no report.pdf: no LaTeX engine is there; install one of {', '.join(ENGINES)}")
         else:
             extra = [f"--pdf-engine={engine}"] if ending == "pdf" else []
-            command = [pandoc, "report.md", "-f", "gfm", "-o", f"report.{ending}", *options, *ways[ending], *extra]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            source, made = str(folder.resolve() / "report.md"), str(folder.resolve() / f"report.{ending}")
+            command = [pandoc, source, "-o", made, *options, *ways[ending], *extra]
+            with tempfile.TemporaryDirectory(prefix="forgetbench-") as scratch:  # LaTeX leaves logs where it runs
+                done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
             if done.returncode:
                 say(f"no report.{ending}: pandoc failed: {' '.join(done.stderr.split())[:300]}")
+
+
+def _html() -> list[str]:
+    """One file, as wide as the tables, figures not wider than they are on paper."""
+    style = "<style>img { max-width: 30em; }</style>"
+    return ["-f", "gfm", "--embed-resources", "-V", "maxwidth=56em", "-V", f"header-includes={style}"]
+
+
+def _pdf() -> list[str]:
+    """Fonts that have λ, and tables whose columns break their lines: pandoc's own Markdown gives columns widths."""
+    import matplotlib
+
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    found = f"Path={fonts}/,Extension=.ttf,BoldFont=*-Bold,ItalicFont=*-"
+    variables = {
+        "mainfont": "DejaVuSerif",
+        "mainfontoptions": f"{found}Italic",
+        "monofont": "DejaVuSansMono",
+        "monofontoptions": f"{found}Oblique,Scale=0.8",
+        "geometry": "a4paper,margin=15mm",
+    }
+    return [
+        "-f",
+        "markdown-yaml_metadata_block-implicit_figures",
+        *(text for k, v in variables.items() for text in ("-V", f"{k}={v}")),
+    ]
 
 
 def _pandoc() -> str | None:

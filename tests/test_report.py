@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -134,7 +135,7 @@ def test_a_broken_template_is_one_clear_message(
 
 def test_a_label_of_special_characters_stays_one_cell_of_each_table(report: document.Document, tmp_path: Path) -> None:
     (section,) = report.sections
-    table = section.tables["strategies"]
+    table = section.tables["main"]
     lines = table.markdown().splitlines()
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
     assert set(cells) == {len(table.header) + 1}
@@ -181,10 +182,8 @@ def test_html_is_one_file_with_tables_and_figures_in_it(report: document.Documen
     html = (tmp_path / "made" / "report.html").read_text()
     assert html.count("<table") >= 5 and "data:image/png;base64," in html
     assert not re.findall(r'(?:src|href)="(?!data:|#|https://)[^"]+"', html)
-    # The odd label as it is, in the cell that says how it was typed.
-    import html as entities
-
-    assert f"<code>{entities.escape(ODD, quote=False)}</code>" in html
+    # The odd label as it is, where it is said how it was typed.
+    assert f"<code>{escape(ODD, quote=False)}</code>" in html
 
 
 @pytest.mark.skipif(PANDOC is None, reason="pandoc is not there")
