@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from reports.figures import labels
 from reports.figures.drawn import Drawn, finished, mean_over, seeds, unfinished
-from reports.figures.style import COLUMN, FONT, SIZE, STYLE, Cast, figure, panels
+from reports.figures.style import COLUMN, SIZE, STYLE, Cast, figure, panels
 
 CELL = 0.24  # at most, inches
 READABLE = 0.165  # a cell in which three digits of 6 points have room, inches
@@ -48,7 +48,6 @@ def accuracy_matrices(accuracy: pd.DataFrame, cast: Cast | None = None) -> Drawn
             mesh = axes[0, 0].collections[0]
             bar = made.colorbar(mesh, ax=axes, label="accuracy (%)", location="top", aspect=40, shrink=0.8, pad=0.02)
             bar.outline.set_visible(False)
-            bar.ax.tick_params(labelsize=SIZE, labelfontfamily=FONT)
     lost = any(mean.isna().any(axis=None) for mean in means.values())
     counts = accuracy.dropna(subset="accuracy").groupby(["strategy", "after_task"])["seed"].nunique()
     how = f"mean over {seeds(counts)}" if counts.max() > 1 else mean_over(counts, "")
