@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import subprocess
 import sys
 from typing import Any
@@ -20,6 +19,7 @@ from optuna.trial import TrialState
 
 from benchmark import metrics
 from reports import figures, studies, study_figures
+from reports.names import spoken
 from studies import frames, objectives
 from tests.synthetic_study import EWC, L2, SEEDS, Played, matrix, play, study
 
@@ -284,7 +284,8 @@ def test_history_draws_every_value_and_the_best_up_to_it() -> None:
     (axis,), frame = visible(drawn(files)["history"]), csv(files, "history")
     for strategy, marker in (("ewc", "o"), ("l2", "s")):
         own = frame[frame["strategy"] == strategy]
-        assert xy(axis, marker) == list(zip(own["order"], own["value"], strict=True))
+        # One mark more is beside the name at the end of the line.
+        assert xy(axis, marker)[:-1] == list(zip(own["order"], own["value"], strict=True))
     steps = [line for line in axis.lines if line.get_drawstyle() == "steps-post"]
     drawn_steps = [list(line.get_ydata()) for line in steps]
     assert drawn_steps == [list(own["best_so_far"]) for _, own in frame.groupby("strategy", sort=False)]
@@ -306,7 +307,7 @@ def test_the_response_has_a_band_over_seeds_and_a_star_at_the_chosen_setting() -
             *zip(own["setting"], own["high"], strict=True),
         } <= corners
         assert axis.get_xscale() == "log" and axis.get_xlabel() == "λ"
-        assert axis.get_title() == f"{searcher.search.label}\n★ λ = {best.params['lam']:.3g}"
+        assert axis.get_title() == f"{spoken(searcher.search.label)}\n★ λ = {best.params['lam']:.3g}"
 
 
 def test_a_plane_has_a_mark_a_trial_the_front_and_the_chosen() -> None:
@@ -368,28 +369,26 @@ def test_what_diverged_or_was_pruned_is_marked_at_the_foot_apart_from_values() -
         assert "× diverged" in files[name].get_suptitle() and "| pruned" in files[name].get_suptitle()
 
 
+def test_captions_say_what_is_shown_over_how_many_seeds_on_which_images_and_what_was_lost() -> None:
+    played = play(study(EWC, seeds=3)).all(diverges=last_of("ewc", 1))
+    named = {"average_accuracy": "maximize"}
+    for tuned_on_test, images in ((True, "test images"), (False, "validation images")):
+        found = studies.drawn(*tables(played), named, tuned_on_test=tuned_on_test)
+        assert all(f"judged on {images}" in drawn.caption for drawn, _ in found.values())
+        assert all("n = 3 seeds a trial" in drawn.caption for drawn, _ in found.values())
+        assert "× diverged" in found["history"][0].caption
+
+
+def test_captions_say_which_way_is_better() -> None:
+    played = play(study(EWC, objective=["average_accuracy", "forgetting"])).all()
+    named = {"average_accuracy": "maximize", "forgetting": "minimize"}
+    found = studies.drawn(*tables(played), named, tuned_on_test=False)
+    assert "up and left is better" in found["forgetting_average_accuracy"][0].caption
+
+
 def test_where_nothing_ended_well_the_tables_are_there_and_no_figure() -> None:
     files = shown(play(study(EWC)).all(diverges=lambda label, number, seed: True))
     assert drawn(files) == {} and "diverged with seeds 0, 1" in files["trials.csv"]
-
-
-@pytest.mark.parametrize(
-    "ends",
-    [
-        {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5},
-        {"a": 0.99, "b": 1.0, "c": 1.0, "d": 0.0},
-        {"a": 0.0, "b": 0.3, "c": 0.31, "d": 1.0},
-    ],
-)
-def test_names_at_the_ends_of_lines_do_not_overlap(ends: dict[str, float]) -> None:
-    axis = Figure().subplots()
-    axis.set_ylim(0, 1)
-    about = study_figures.About(list(ends), {"x": "maximize"}, False, "n = 1")
-    study_figures._ends(axis, pd.Series(ends), about)
-    places = sorted(text.get_position()[1] for text in axis.texts)
-    assert all(b - a > 0.099 for a, b in itertools.pairwise(places)) and places[-1] <= 1
-    order = [text.get_text() for text in axis.texts]
-    assert order == sorted(order, key=lambda name: ends[name])
 
 
 @pytest.mark.parametrize(
@@ -425,7 +424,7 @@ def test_a_single_trial_can_be_drawn() -> None:
 
 def test_figures_are_a_column_wide() -> None:
     files = drawn(shown(play(study(DECAY, L2, SI, MAS, objective=TWO, trials=12, batch=12)).all()))
-    assert {figure.get_figwidth() for figure in files.values()} == {3.4}
+    assert {figure.get_figwidth() for figure in files.values()} == {figures.COLUMN}
 
 
 def test_figures_of_a_study_import_neither_torch_nor_optuna() -> None:

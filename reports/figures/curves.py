@@ -83,7 +83,8 @@ def curves(frame: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
         found = mean_interval(own.dropna())
         rows.append((strategy, x, found.mean, found.low, found.high, found.n))
     made = pd.DataFrame(rows, columns=["strategy", "x", "mean", "low", "high", "n"])
-    return made.sort_values("x", kind="stable", ignore_index=True)
+    numbers = dict.fromkeys(["x", "mean", "low", "high"], float)  # also where there is no row
+    return made.astype(numbers).sort_values("x", kind="stable", ignore_index=True)
 
 
 def curve(axis: Axes, own: pd.DataFrame, look: Look, beside: int, bounds: tuple[float, float] = (-1.0, 1.0)) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmark import metrics
 from reports.figures import labels
 from reports.figures.curves import curve, curves, ends
 from reports.figures.drawn import Drawn, finished, mean_over, unfinished
@@ -46,12 +44,13 @@ def dropped(accuracy: pd.DataFrame) -> pd.DataFrame:
     Args:
         accuracy: one row a cell, see `reports.tables`.
     """
-    rows = []
-    for (strategy, seed), own in accuracy.groupby(["strategy", "seed"], sort=False):
-        matrix = own.pivot_table(index="after_task", columns="task", values="accuracy", dropna=False)
-        by_task = metrics.forgetting_by_task(matrix.to_numpy(float))
-        rows += [(strategy, seed, j, value) for j, value in enumerate(by_task, start=1) if np.isfinite(value)]
-    return pd.DataFrame(rows, columns=["strategy", "seed", "task", "forgetting"])
+    last, keys = accuracy["task"].max(), ["strategy", "seed", "task"]
+    old = accuracy[accuracy["task"] < last]
+    learned = old[(old["after_task"] >= old["task"]) & (old["after_task"] < last)]
+    best = learned.groupby(keys, sort=False)["accuracy"].max()
+    final = old[old["after_task"] == last].groupby(keys, sort=False)["accuracy"].max()
+    frame: pd.DataFrame = (best - final).dropna().rename("forgetting").reset_index()
+    return frame
 
 
 def _rows(frame: pd.DataFrame, shown: list[str], cast: Cast) -> Figure:

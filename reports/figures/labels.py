@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedFormatter, FixedLocator, Formatter, MaxNLocator, NullLocator
 
 from reports import names
@@ -42,7 +42,8 @@ LOST = {"diverged": "x", "pruned": "|"}
 @cache
 def width(text: str) -> float:
     """Inches that a line of text takes."""
-    return float(TextPath((0, 0), text, size=SIZE, prop=FontProperties(family=FONT)).get_extents().width) / 72
+    wide, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(family=FONT, size=SIZE), ismath=False)
+    return float(wide) / 72
 
 
 def wrap(names: Sequence[str], inches: float) -> list[str]:

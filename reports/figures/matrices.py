@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 
 from reports.figures import labels
 from reports.figures.drawn import Drawn, finished, mean_over, seeds, unfinished
-from reports.figures.style import COLUMN, FONT, SIZE, STYLE, Cast, figure, panels
+from reports.figures.style import COLUMN, SIZE, STYLE, Cast, figure, panels
 
 CELL = 0.24  # at most, inches
-READABLE = 0.165  # a cell in which a number of three digits can be read, inches
+READABLE = 0.165  # a cell in which three digits of 6 points have room, inches
 MISSING = "0.88"
 TICK = 0.15  # between ticks, at least, inches
 TALL = 5.5  # a figure with numbers, inches; beyond, colours must do
@@ -33,13 +33,14 @@ def accuracy_matrices(accuracy: pd.DataFrame, cast: Cast | None = None) -> Drawn
     tasks = int(accuracy["task"].max())
     grid = _grid(tasks, [cast.names[s] for s in shown])
     annotated = grid.cell >= READABLE
+    means = {s: matrix(accuracy[accuracy["strategy"] == s], tasks) for s in shown}
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         made = figure(grid.height, "compressed" if grid.dense else "constrained")
         axes = panels(made, grid.rows, grid.columns)
         for axis in axes.flat[len(shown) :]:
             axis.set_visible(False)
         for axis, strategy, title in zip(axes.flat, shown, grid.titles, strict=False):
-            _heatmap(axis, matrix(accuracy, strategy), grid.cell)
+            _heatmap(axis, means[strategy], grid.cell)
             axis.set_title(title)
         made.supxlabel(f"tested on task{' (accuracy in %)' if annotated else ''}")
         made.supylabel("tasks trained")
@@ -47,8 +48,7 @@ def accuracy_matrices(accuracy: pd.DataFrame, cast: Cast | None = None) -> Drawn
             mesh = axes[0, 0].collections[0]
             bar = made.colorbar(mesh, ax=axes, label="accuracy (%)", location="top", aspect=40, shrink=0.8, pad=0.02)
             bar.outline.set_visible(False)
-            bar.ax.tick_params(labelsize=SIZE, labelfontfamily=FONT)
-    lost = any(matrix(accuracy, strategy).isna().any(axis=None) for strategy in shown)
+    lost = any(mean.isna().any(axis=None) for mean in means.values())
     counts = accuracy.dropna(subset="accuracy").groupby(["strategy", "after_task"])["seed"].nunique()
     how = f"mean over {seeds(counts)}" if counts.max() > 1 else mean_over(counts, "")
     caption = f"Test accuracy on every task (columns) after training every task (rows; 0: before any training): {how}."
@@ -94,20 +94,22 @@ def _columns(tasks: int, names: list[str], columns: int) -> Grid:
     return Grid(tasks, len(rows), columns, titles, cell, height if columns < 4 or labels.whole(names, room) else np.inf)
 
 
-def matrix(accuracy: pd.DataFrame, strategy: str) -> pd.DataFrame:
-    """Mean over seeds in per cent, shape (T + 1, T), NaN where every run diverged."""
-    own = accuracy[accuracy["strategy"] == strategy]
-    means: pd.DataFrame = 100 * own.pivot_table(
-        index="after_task", columns="task", values="accuracy", aggfunc="mean", dropna=False
-    )
-    return means
+def matrix(own: pd.DataFrame, tasks: int) -> pd.DataFrame:
+    """Mean over seeds in per cent, shape (T + 1, T), NaN where every run diverged.
+
+    Args:
+        own: cells of one strategy.
+        tasks: T.
+    """
+    means = own.pivot_table(index="after_task", columns="task", values="accuracy", aggfunc="mean")
+    return 100 * means.reindex(index=range(tasks + 1), columns=range(1, tasks + 1))
 
 
 def _heatmap(axis: Axes, means: pd.DataFrame, cell: float) -> None:
     tasks, annotated = means.shape[1], cell >= READABLE
     sns.heatmap(
         means, ax=axis, vmin=0, vmax=100, cmap="cividis", cbar=False, square=True, linewidths=0.5 if annotated else 0,
-        annot=annotated, fmt=".0f", annot_kws={"size": 6.5}, xticklabels=False, yticklabels=False,
+        annot=annotated, fmt=".0f", annot_kws={"size": min(SIZE, 36 * cell)}, xticklabels=False, yticklabels=False,
         rasterized=tasks > 20,
     )  # fmt: skip
     every = next(step for step in (1, 2, 5, 10, 25, 50, tasks) if step * cell >= TICK or step >= tasks)

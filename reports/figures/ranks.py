@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -75,9 +74,6 @@ def _packed(groups: list[list[float]]) -> list[list[list[float]]]:
 
 def _scale(axis: mpl.axes.Axes, difference: float, last: int) -> None:
     """How long the critical difference is on the axis."""
-    ends = [1.0, 1.0 + min(difference, last - 1)]
-    beside: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": INK}
-    y = 1.03
-    axis.plot(ends, [y, y], lw=1, marker="|", ms=5, mew=1, **beside)
-    beside.pop("clip_on")
-    axis.text(ends[1], y, f"  critical difference {difference:.2f}", va="center", **beside)
+    ends, above = [1.0, 1.0 + min(difference, last - 1)], -0.07  # inches
+    axis.plot(ends, [above, above], lw=1, marker="|", ms=5, mew=1, color=INK, clip_on=False)
+    axis.text(1, above - 0.05, f"critical difference {difference:.2f}", va="bottom", color=INK)

@@ -157,9 +157,6 @@ def figure(height: float, layout: Literal["constrained", "compressed"] = "constr
 def panels(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> NDArray[Any]:
     """Axes of a figure, shape (rows, columns)."""
     axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.flat:
-        # Ticks are made as late as when a figure is saved, where the style is no longer set.
-        axis.tick_params(labelsize=SIZE, labelfontfamily=FONT)
     return axes
 
 
