@@ -128,7 +128,10 @@ def study(
     offline: Annotated[bool, typer.Option("--offline", help="Do not track.")] = False,
     storage: Annotated[
         Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
-        typer.Option(help="Optuna storage URL.", show_default="sqlite:///OUT/optuna.db"),
+        typer.Option(
+            help="Where Optuna keeps its trials: a URL, or a journal file (.journal, .log).",
+            show_default="sqlite:///OUT/optuna.db",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a study of that name.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Start another study of that name.")] = False,
@@ -144,14 +147,14 @@ def study(
 
     chosen = spec.load(preset_or_file, overrides or [])
     from benchmark.environment import resolve_device
-    from benchmark.server import redacted
     from benchmark.terminal import Monitor, plain, study_table
     from reports import studies as presentation
     from studies import run as studying
     from studies import search
+    from studies.storage import Storage
 
     where, say = resolve_device(device), plain(console)
-    storage = storage or f"sqlite:///{out.resolve() / 'optuna.db'}"
+    opened = Storage.of(storage or f"sqlite:///{out.resolve() / 'optuna.db'}")
     outcomes = []
     with Monitor(console) as monitor:
         for each in chosen:
@@ -159,10 +162,10 @@ def study(
             outcome = studying.run(
                 each,
                 out=out,
-                storage=storage,
+                storage=opened,
                 device=where,
                 resume=resume,
-                suffix=search.free_suffix(each, storage) if new else "",
+                suffix=search.free_suffix(each, opened) if new else "",
                 data_dir=data_dir,
                 say=say,
                 planned=monitor.planned,
@@ -172,14 +175,18 @@ def study(
             )
             outcomes.append(outcome)
     console.print()
-    console.print(study_table([answer for outcome in outcomes for answer in outcome.answers]))
+    answers = [answer for outcome in outcomes for answer in outcome.answers]
+    console.print(study_table(answers))
+    for answer in answers:
+        if answer.why:
+            say(answer.why)
     console.print()
     for outcome in outcomes:
         say(outcome.timing())
         say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
     if all(outcome.undelivered is None for outcome in outcomes) and not offline:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
-    say(f"trials   {redacted(storage)}")
+    say(f"trials   {opened.name}")
 
 
 @app.command()
@@ -437,7 +444,7 @@ def _expected(error: BaseException) -> bool:
         "benchmark.config": "ConfigError",
         "benchmark.results": "ResultsError",
         "benchmark.sources": "DataError",
-        "studies.search": "StudyError",
+        "studies.storage": "StudyError",
         "benchmark.server": "TrackingError",
         "reports.load": "ReportError",
     }

@@ -361,6 +361,8 @@ def lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseMod
             found.append(f"{path}: unknown key" + (did_you_mean(loc[-1], known) or f"; known: {', '.join(known)}"))
         elif e["type"] == "missing":
             found.append(f"{path}: missing")
+        elif e["type"] == "model_type":
+            found.append(f"{path}: expected a table, got {e['input']!r}")
         else:
             message = e["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
             message = message.replace("String should", "should").replace("List should", "should")

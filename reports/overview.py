@@ -18,8 +18,10 @@ def contents(runs: pd.DataFrame, accuracy: pd.DataFrame) -> tuple[str, dict[str,
     """
     # By their labels, as the runs beside the note are.
     table = tables.main(runs, {label: label for label in runs["strategy"]})
-    note = "\n\n".join([f"{table.caption} Tables and figures are among the artifacts.", table.markdown()])
     drawn = figures.every(runs, accuracy)
+    captions = "\n".join(f"- `figures/{name}.png`: {each.caption}" for name, each in drawn.items())
+    head = f"{table.caption} Tables and figures are among the artifacts."
+    note = "\n\n".join([head, table.markdown(), captions])
     return note, {f"figures/{name}.png": each.figure for name, each in drawn.items()}
 
 

@@ -19,7 +19,7 @@ from benchmark.results import Record
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
 from studies import frames, objectives
-from studies.search import REASON, SEEDS, Searcher, explained
+from studies.search import REASON, SEEDS, Searcher
 from studies.spec import Study
 
 Say = Callable[[str], None]
@@ -83,7 +83,7 @@ class Delivery:
             new = tracker.deliver_trials([about], self._colours())
             _, nested = new.get(about.key, ("", {}))
             if nested:
-                with explained():
+                with searcher.storage.explained():
                     trial.set_user_attr(MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
 
         self._try(call, [searcher])
@@ -231,6 +231,7 @@ def _metrics(study: Study, params: Mapping[str, Any], seeds: Seeds, records: Map
     The UI's scatter and parallel coordinates have no log axis.
     """
     found = {k: v for k, v in frames.means(study, seeds, records).items() if np.isfinite(v)}
+    found |= frames.plasticity_kept(study, seeds)
     spread = {
         f"{name}_std": float(np.std([s[name] for s in seeds], ddof=1))
         for name in study.objectives

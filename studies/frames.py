@@ -13,7 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
 from benchmark.results import Record
-from studies import objectives
+from studies import objectives, plasticity
 from studies.search import REASON, SEEDS, Searcher
 from studies.spec import Study
 
@@ -68,6 +68,7 @@ def trials(searchers: Sequence[Searcher], records: Mapping[str, Record]) -> pd.D
         ]
     searched = list(dict.fromkeys(name for s in searchers for name in s.search.space))
     head = ["strategy", "trial", "state", "reason", "best", *searched, *measures(study), "seconds"]
+    head += ["plasticity_kept"] if study.protocol == plasticity.PROTOCOL else []
     return pd.DataFrame(rows, columns=head).astype(dict.fromkeys([*measures(study), "seconds"], float))
 
 
@@ -82,7 +83,14 @@ def _trial(searcher: Searcher, trial: FrozenTrial, records: Mapping[str, Record]
         "seconds": sum(float(r.facts["train_seconds"]) for r in known) if len(known) == len(told) else None,
         **trial.params,
         **means(searcher.study, told, records),
+        **plasticity_kept(searcher.study, told),
     }
+
+
+def plasticity_kept(study: Study, told: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What `plasticity-first` chooses by, of a complete trial; empty by any other protocol."""
+    decides = study.protocol == plasticity.PROTOCOL and state(told) == "complete"
+    return {"plasticity_kept": plasticity.kept(told)} if decides else {}
 
 
 def state(told: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,9 @@
 """Successive halving over tasks: after tasks 2, 4, 8, ... the worse half of a batch of trials leaves its stack.
 
 Synchronous, unlike Optuna's pruner, which judges one trial at a time by those before it: trials of a stack reach a
-task together.
+task together. Each stack is judged by itself. So what is given up depends on how a batch was divided into stacks, which
+follows from the number of processors and from memory: a study with pruning is repeated exactly on such a machine only.
+Waiting for all stacks of a batch would need all of them in memory and in training at once.
 """
 
 from __future__ import annotations

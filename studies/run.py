@@ -12,22 +12,23 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from optuna.storages import BaseStorage
 from scipy import stats
 from tabulate import tabulate
 
 from benchmark import environment, harness, models, plan, scenarios
-from benchmark.config import Entry
 from benchmark.data import ImageSet
 from benchmark.experiment import common
 from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from benchmark.tracking import Tracker
-from studies import objectives
+from studies import objectives, plasticity
 from studies.delivery import Delivery, Presentation
 from studies.pruning import Halving
 from studies.search import Searcher
 from studies.spec import Study
+from studies.storage import Storage
 
 Say = Callable[[str], None]
 Planned = Callable[[plan.Plan, list[ImageSet]], None]
@@ -46,6 +47,7 @@ class Answer:
         tested: its values over the test seeds, by name; none for a run that diverged.
         flat: for each number searched, the range of trials within a point of the best; empty with two objectives.
         protocol: by which the setting was chosen; `test-oracle` let trials see the test set.
+        why: how it came to be chosen, where the best value did not decide.
     """
 
     label: str
@@ -55,6 +57,7 @@ class Answer:
     tested: dict[str, list[float]]
     flat: dict[str, tuple[float, float]] = field(default_factory=dict)
     protocol: str = "validation"
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def run(
     study: Study,
     *,
     out: Path,
-    storage: str,
+    storage: str | BaseStorage | Storage,
     device: torch.device,
     resume: bool = False,
     suffix: str = "",
@@ -150,7 +153,7 @@ def run(
     Args:
         study: what to do.
         out: runs go to `out/<name>/`, as those of an experiment do.
-        storage: an Optuna storage URL.
+        storage: see `Storage.of`.
         device: where to train.
         resume: continue a study of that name.
         suffix: of the name of another study of the same file.
@@ -162,14 +165,17 @@ def run(
         presentation: how the study looks there.
 
     Raises:
-        StudyError: the study cannot be opened or continued.
+        StudyError: the study cannot be opened or continued, or its protocol has nothing to choose by.
         ResultsError: the results cannot be written.
         DataError: the images cannot be had.
     """
     started = time.perf_counter()
     with Store(out / (study.name + suffix)) as store:
         # Under the folder's lock: trials that another command is training are not orphans.
-        searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
+        opened = Storage.of(storage)
+        searchers = [Searcher(study, s, opened, resume=resume, suffix=suffix) for s in study.searches]
+        for searcher in searchers:
+            say(f"searching {searcher.describe()}")
         train = _Trainer(store, device, data_dir, say, planned, listener)
         tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
@@ -194,7 +200,8 @@ def _search(
         if not asked:
             return
         entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
-        runs = [_runs(study, entry, study.tuning, study.tuning_seeds) for entry in entries]
+        runs = [study.runs(entry, study.tuning, study.tuning_seeds) for entry in entries]
+        beside = [plasticity.beside(study, entry) for entry in entries]
         keys = [tuple(run.key for run in each) for each in runs]
         # A setting may be asked twice in a batch: its runs are the first trial's.
         owners: dict[tuple[str, ...], tuple[str, int]] = {}
@@ -204,8 +211,8 @@ def _search(
         if study.table.pruning == "halving":
             trials = {run: owner for key, owner in owners.items() for run in key}
             halving = Halving(study.objectives[0], trials, train.load(study.tuning))
-        records = train([run for each in runs for run in each], halving)
-        for (searcher, trial), each, key in zip(asked, runs, keys, strict=True):
+        records = train([run for each in [*runs, *beside] for run in each], halving)
+        for (searcher, trial), each, compared, key in zip(asked, runs, beside, keys, strict=True):
             given_up = halving.values.get(owners[key]) if halving else None
             if given_up:
                 seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
@@ -214,6 +221,7 @@ def _search(
                 delivery.trial(searcher, trial, seeds, records)
             else:
                 seeds = [_seed(study, records[run.key]) for run in each]
+                plasticity.compare(seeds, [records[run.key] for run in each], [records[run.key] for run in compared])
                 delivery.trial(searcher, trial, seeds, records)
                 searcher.tell(trial, seeds)
         if halving:
@@ -229,13 +237,13 @@ def _test(
     """The best setting of each strategy, retrained on all training images with seeds of its own; and its runs."""
     chosen = {s.search.label: best for s in searchers if (best := s.best()) is not None}
     runs = {
-        s.search.label: _runs(study, study.entry(s.search, best.params), study.reported, study.test_seeds)
+        s.search.label: study.runs(study.entry(s.search, best.params), study.reported, study.test_seeds)
         for s in searchers
         if (best := chosen.get(s.search.label)) is not None
     }
     say(f"testing the best setting of each strategy, seeds {', '.join(map(str, study.test_seeds))}")
     records = train([run for each in runs.values() for run in each]) if runs else {}
-    answers = []
+    answers, by_plasticity = [], study.protocol == plasticity.PROTOCOL
     for searcher in searchers:
         label = searcher.search.label
         failed = sum(t.state == optuna.trial.TrialState.FAIL for t in searcher.ended)
@@ -250,6 +258,7 @@ def _test(
                 tested={name: [objectives.value(name, r.accuracy) for r in finished] for name in study.objectives},
                 flat=_flat(study, searcher, best),
                 protocol=study.protocol,
+                why=plasticity.verdict(study, searcher.search, best) if best and by_plasticity else "",
             )
         )
     return answers, {label: [records[r.key] for r in each] for label, each in runs.items()}
@@ -264,12 +273,8 @@ def markdown(answers: list[Answer]) -> str:
             tested = f"{100 * mean:.1f} ± {100 * half:.1f}"
             rows.append([f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, a.protocol])
     heads = ["strategy", "best setting", "objective", "promised", "tested (95% interval)", "protocol"]
-    return str(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
-
-
-def _runs(study: Study, entry: Entry, scenario: Scenario, seeds: tuple[int, ...]) -> list[Run]:
-    model = study.experiment.model
-    return [Run(scenario, model, entry.recipe, entry.strategy, entry.name, entry.label, seed) for seed in seeds]
+    table = str(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
+    return "\n\n".join([table, *(f"{a.why}." for a in answers if a.why)])
 
 
 def _seed(study: Study, record: Record) -> dict[str, Any]:
@@ -280,11 +285,11 @@ def _seed(study: Study, record: Record) -> dict[str, Any]:
 
 def _progress(study: Study, searcher: Searcher) -> str:
     best, label = searcher.best(), searcher.search.label
-    done = f"{label}: {len(searcher.ended)} of {study.table.trials} trials"
+    done = f"{label}: {len(searcher.ended)} of {study.trials} trials"
     if best is None:
         return f"{done}, none ended well"
     values = ", ".join(f"{name} {100 * v:.2f}" for name, v in zip(study.objectives, best.values, strict=True))
-    return f"{done}, best {values} at {shown(best.params)}"
+    return f"{done}, {'chosen' if study.protocol == plasticity.PROTOCOL else 'best'} {values} at {shown(best.params)}"
 
 
 def shown(params: dict[str, Any]) -> str:

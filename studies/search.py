@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Generator
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmark.keys import generator_seed
-from benchmark.server import redacted
-from studies import objectives
-from studies.spec import Search, Study
+from studies import objectives, plasticity
+from studies.ranges import Search
+from studies.spec import Study
+from studies.storage import Storage, StudyError
 
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 DESCRIPTION, SEEDS, REASON = "description", "seeds", "reason"
 DECADES = 6  # a range that begins at 0 has no smallest decade: its grid goes down this many from its end
-
-
-class StudyError(Exception):
-    """A study that cannot be opened or continued."""
 
 
 class Searcher:
@@ -34,7 +30,7 @@ class Searcher:
     Args:
         study: what the file says.
         search: the strategy and its ranges.
-        storage: an Optuna storage or its URL.
+        storage: see `Storage.of`.
         resume: continue a study of that name.
         suffix: told apart from an older study of the same name by this.
 
@@ -43,15 +39,16 @@ class Searcher:
     """
 
     def __init__(
-        self, study: Study, search: Search, storage: str | BaseStorage, *, resume: bool, suffix: str = ""
+        self, study: Study, search: Search, storage: str | BaseStorage | Storage, *, resume: bool, suffix: str = ""
     ) -> None:
         self.study, self.search, self._name = study, search, f"{study.name}{suffix}/{search.label}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with explained():
-            if self._name in optuna.get_all_study_names(storage) and not resume:
-                raise StudyError(f"there is a study {self._name!r}: --resume continues it, --new starts another")
+        self.storage = Storage.of(storage)
+        if self._name in self.storage.names() and not resume:
+            raise StudyError(f"there is a study {self._name!r}: --resume continues it, --new starts another")
+        with self.storage.explained():
             self.optuna = optuna.create_study(
-                storage=storage,
+                storage=self.storage.optuna,
                 study_name=self._name,
                 load_if_exists=True,
                 directions=[objectives.direction(name) for name in study.objectives],
@@ -60,8 +57,21 @@ class Searcher:
             self._orphans()
             if not self.ended:
                 # A command may have been killed half way through this; and few choices make a grid that repeats itself.
-                for params in grid(search, min(study.table.batch, study.table.trials)):
+                for params in self._planned():
                     self.optuna.enqueue_trial(params, skip_if_exists=True)
+
+    def describe(self) -> str:
+        """What is searched, in words."""
+        if self.study.protocol != plasticity.PROTOCOL:
+            return self.search.describe()
+        first, *_, last = plasticity.ladder(self.study, self.search)
+        return f"{self.search.label}: lam from {first:.3g} down to {last:.3g}"
+
+    def _planned(self) -> list[dict[str, Any]]:
+        """Settings to be asked before the sampler is."""
+        if self.study.protocol == plasticity.PROTOCOL:
+            return [{"lam": lam} for lam in plasticity.ladder(self.study, self.search)]
+        return grid(self.search, min(self.study.table.batch, self.study.trials))
 
     @property
     def ended(self) -> list[FrozenTrial]:
@@ -75,12 +85,12 @@ class Searcher:
 
     def ask(self) -> list[optuna.Trial]:
         """The next batch, empty when the budget is spent."""
-        with explained():
+        with self.storage.explained():
             known = len(self.ended)
             # What is asked follows from what was told, not from how often the command was begun.
             self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
             # A batch cut short is made whole first, for the same reason.
-            asked = min(self.study.table.trials - known, self.study.table.batch - known % self.study.table.batch)
+            asked = min(self.study.trials - known, self.study.table.batch - known % self.study.table.batch)
             return [self.optuna.ask(self.search.space) for _ in range(asked)]
 
     def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> None:
@@ -88,10 +98,11 @@ class Searcher:
 
         Args:
             trial: from `ask`.
-            seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value.
+            seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value; by the
+                protocol `plasticity-first` also what `plasticity.kept` wants to know.
         """
         diverged, told = [s["seed"] for s in seeds if s["status"] == "diverged"], self._told(seeds)
-        with explained():
+        with self.storage.explained():
             if diverged:
                 trial.set_user_attr(REASON, f"diverged with seeds {', '.join(map(str, diverged))}")
             trial.set_user_attr(SEEDS, seeds)
@@ -106,7 +117,7 @@ class Searcher:
             task: after which it was given up.
             value: of the objective over the tasks so far.
         """
-        with explained():
+        with self.storage.explained():
             trial.report(value, task)
             trial.set_user_attr(REASON, f"pruned after task {task}")
             trial.set_user_attr(SEEDS, seeds)
@@ -122,7 +133,10 @@ class Searcher:
         return {"values": [objectives.worst(name) for name in names]}
 
     def best(self) -> FrozenTrial | None:
-        """The trial to report: of two objectives, the one of the Pareto front whose sum is best."""
+        """The trial to report, by the protocol: of two objectives, the one of the Pareto front whose sum is best."""
+        if self.study.protocol == plasticity.PROTOCOL:
+            well = [t for t in self.complete if REASON not in t.user_attrs]
+            return plasticity.chosen(well, self.study.table.plasticity)
         signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]
         # One told as the worst value is nothing to report, even where all are.
         front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
@@ -131,6 +145,8 @@ class Searcher:
     def _sampler(self, seed: int) -> BaseSampler:
         table = self.study.table
         if table.sampler == "gp":
+            # It would say at every start that a package is not there which nobody needs.
+            logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)
             return GPSampler(seed=seed, n_startup_trials=table.batch)
         if table.sampler == "random":
             return RandomSampler(seed=seed)
@@ -172,39 +188,19 @@ class Searcher:
                 self.optuna.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
 
-def free_suffix(study: Study, storage: str | BaseStorage) -> str:
+def free_suffix(study: Study, storage: str | BaseStorage | Storage) -> str:
     """What tells another study of this file from those that are there: `-2`, `-3`, ..., or nothing for the first.
 
     Args:
         study: the file.
-        storage: an Optuna storage or its URL.
+        storage: see `Storage.of`.
 
     Raises:
         StudyError: the storage cannot be used.
     """
-    with explained():
-        known = {name.partition("/")[0] for name in optuna.get_all_study_names(storage)}
+    known = {name.partition("/")[0] for name in Storage.of(storage).names()}
     suffixes = ["", *(f"-{n}" for n in range(2, len(known) + 3))]
     return next(suffix for suffix in suffixes if study.name + suffix not in known)
-
-
-@contextlib.contextmanager
-def explained() -> Generator[None, None, None]:
-    """Around calls to Optuna. SQLAlchemy and drivers fail in their own ways: one error for all, without secrets.
-
-    Raises:
-        StudyError: whatever went wrong.
-    """
-    try:
-        yield
-    except StudyError:
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # what is raised last says least: `an exception is raised during the commit`
-            cause = cause.__cause__
-        reason = redacted(" ".join(str(cause).split()))[:300] or type(cause).__name__
-        raise StudyError(f"the Optuna storage cannot be used: {reason}") from error
 
 
 def grid(search: Search, points: int) -> list[dict[str, Any]]:

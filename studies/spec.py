@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import FloatDistribution, distribution_to_json
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmark import config, scenarios
 from benchmark.config import ConfigError, Entry, Experiment
+from benchmark.runs import Run
 from benchmark.scenarios import Scenario
-from strategies import registry
-from strategies.base import Strategy
 from strategies.registry import did_you_mean
+from studies import ranges
 from studies.objectives import OBJECTIVES
+from studies.ranges import Search
 
-Protocol = Literal["validation", "first-k", "two-dataset", "test-oracle"]
+Protocol = Literal["validation", "first-k", "plasticity-first", "two-dataset", "test-oracle"]
+OWN: dict[Protocol, frozenset[str]] = {"plasticity-first": frozenset({"plasticity", "lam_decay", "lam_decays"})}
+"""Keys of `[study]` that concern one protocol alone."""
 
 
 def _named(what: str, more: str, value: str | list[str], known: Collection[str]) -> str | list[str]:
@@ -50,7 +48,13 @@ def _named(what: str, more: str, value: str | list[str], known: Collection[str])
 
 
 class StudyTable(BaseModel):
-    """The `[study]` table."""
+    """The `[study]` table: how to search, by which protocol, and with which budget.
+
+    `plasticity`, `lam_decay` and `lam_decays` are those of `plasticity-first`, see `studies.plasticity`; `tasks` is the
+    k of `first-k`, `tune_on` the scenario of `two-dataset`. `pruning = "halving"` gives up the worse half of the trials
+    that train in one stack, after tasks 2, 4, 8, ... but the last, so that its result depends on how many processors
+    and how much memory there are; see `studies.pruning`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -66,6 +70,9 @@ class StudyTable(BaseModel):
     validation: float = Field(0.1, gt=0, lt=1)
     tasks: int = Field(2, ge=2)
     tune_on: str | list[str] | dict[str, Any] | None = None
+    plasticity: float = Field(0.8, gt=0, le=1)
+    lam_decay: float = Field(0.5, gt=0, lt=1)
+    lam_decays: int = Field(7, ge=1)
     diverged: Literal["fail", "worst"] = "fail"
     pruning: Literal["none", "halving"] = "none"
 
@@ -94,29 +101,22 @@ class StudyTable(BaseModel):
             raise ValueError("protocol two-dataset, and no other, needs tune_on: the scenario to tune on")
         if self.sampler == "gp" and isinstance(self.objective, list) and len(self.objective) > 1:
             raise ValueError("sampler gp: expected one objective, got two; take tpe")
-        if self.pruning == "halving" and isinstance(self.objective, list) and len(self.objective) > 1:
-            raise ValueError("pruning halving: expected one objective, got two; take none")
+        if self.pruning == "halving":
+            self._halves()
         return self
+
+    def _halves(self) -> None:
+        if isinstance(self.objective, list) and len(self.objective) > 1:
+            raise ValueError("pruning halving: expected one objective, got two; take none")
+        if "plasticity-first" in self.protocols:
+            raise ValueError("pruning halving: protocol plasticity-first wants every trial to the end; take none")
+        if min(self.batch, self.trials) < 2:
+            raise ValueError("pruning halving: expected batches of at least 2 trials, got 1; take none")
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
         """One, or several to compare."""
         return cast(tuple[Protocol, ...], (self.protocol,) if isinstance(self.protocol, str) else tuple(self.protocol))
-
-
-@dataclass(frozen=True)
-class Search:
-    """One strategy of a study and what to search.
-
-    Attributes:
-        label: the strategy and what the file fixes.
-        fixed: the strategy's table without its ranges.
-        space: an Optuna distribution for each key that is searched.
-    """
-
-    label: str
-    fixed: dict[str, Any]
-    space: dict[str, BaseDistribution]
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,11 @@ class Study:
         return scenario.part(self.table.tasks + 1, scenario.tasks) if self.protocol == "first-k" else scenario
 
     @property
+    def trials(self) -> int:
+        """Of each strategy: as many as the file says, but for `plasticity-first`, where λ takes as many values."""
+        return self.table.lam_decays + 1 if self.protocol == "plasticity-first" else self.table.trials
+
+    @property
     def tuning_seeds(self) -> tuple[int, ...]:
         """Of every trial."""
         return tuple(range(self.table.seeds))
@@ -179,27 +184,38 @@ class Study:
         how = {
             "validation": f"validation: chosen on {share}",
             "first-k": f"first-k: chosen on the first {table.tasks} tasks ({share}), reported on the rest",
+            "plasticity-first": (
+                f"plasticity-first: lam times {table.lam_decay:g}, at most {table.lam_decays} times, until it keeps "
+                f"{table.plasticity:g} of fine-tuning's accuracy on each new task ({share})"
+            ),
             "two-dataset": f"two-dataset: chosen on {self.tuning.name} ({share})",
             "test-oracle": "test-oracle: TUNED ON TEST, with the seeds reported",
         }[self.protocol]
         seeds = f"{table.seeds} tuning seeds, {len(self.test_seeds)} test seeds"
-        return f"{how}; {table.trials} trials a strategy, sampler {table.sampler}, {seeds}"
+        search = "and fine-tuning beside them" if self.protocol == "plasticity-first" else f"sampler {table.sampler}"
+        return f"{how}; {self.trials} trials a strategy, {search}, {seeds}"
 
     def entry(self, search: Search, params: dict[str, Any]) -> Entry:
         """A strategy with the hyperparameters of a trial."""
         content = {**self.experiment.content, "strategy": [{**search.fixed, **params}]}
         return config.parse(content).entries[0]
 
+    def runs(self, entry: Entry, scenario: Scenario, seeds: tuple[int, ...]) -> list[Run]:
+        """An entry with each of some seeds."""
+        model = self.experiment.model
+        return [Run(scenario, model, entry.recipe, entry.strategy, entry.name, entry.label, seed) for seed in seeds]
+
     def description(self, search: Search) -> dict[str, Any]:
         """What must be equal for a study to be continued, as JSON."""
         space = {k: distribution_to_json(d) for k, d in search.space.items()}
+        others = {key for protocol, keys in OWN.items() if protocol != self.protocol for key in keys}
         return {
             "strategy": search.fixed,
             "space": space,
             "scenario": self.experiment.scenario.spec(),
             "model": self.experiment.model.spec(),
             "train": self.experiment.content.get("train", {}),
-            **self.table.model_dump(exclude={"trials", "timeout", "batch", "test_seeds", "protocol"}),
+            **self.table.model_dump(exclude={"trials", "timeout", "batch", "test_seeds", "protocol", *others}),
             "protocol": self.protocol,
         }
 
@@ -235,32 +251,91 @@ def parse(content: dict[str, Any]) -> list[Study]:
     except ValidationError as error:
         errors += config.lines(error, ("study",), StudyTable)
     written = content.get("strategy")
-    searches, ends = [], []
-    for i, entry in enumerate(written if isinstance(written, list) else []):
+    searches: list[Search] = []
+    ends: list[Any] = list(written) if isinstance(written, list) else []
+    for i, entry in enumerate(ends):
         if isinstance(entry, dict):
-            search, bounds = _search(f"strategy.{i}", entry, errors)
+            search, ends[i] = ranges.read(f"strategy.{i}", entry, errors)
             searches.append(search)
-            ends.append(bounds)
-    experiment: Experiment | None = None
-    rest = {k: v for k, v in content.items() if k != "study"}
-    try:
-        # Both ends of every range as an experiment's grid: whatever is wrong with them, its own checks say.
-        experiment = config.parse({**rest, "seeds": 1, **({"strategy": ends} if ends else {})})
-    except ConfigError as error:
-        # Of a value that is no range already, it is enough to hear that; but not where its key is unknown too.
-        said = {line.partition(": ")[0] for line in errors}
-        errors += [e for e in error.errors if e.partition(": ")[0] not in said or ": unknown key" in e]
-    if table and experiment:
-        errors += _lengths(table, experiment.scenario)
-    for label in {s.label for s in searches if [o.label for o in searches].count(s.label) > 1}:
-        errors.append(f"strategy: {label!r} is there more than once")
-    if errors or table is None or experiment is None:
+            if table and "plasticity-first" in table.protocols:
+                errors += _ladder(f"strategy.{i}", search, table)
+    searches = ranges.told_apart(searches)
+    experiments = _bounds({k: v for k, v in content.items() if k != "study"}, ends, errors)
+    if table and experiments:
+        errors += _lengths(table, experiments[0].scenario)
+    errors += _twice(searches, experiments if len(experiments) == len(searches) else [])
+    if errors or table is None:
         raise ConfigError("study", errors)
+    experiment = experiments[0]
     several = len(table.protocols) > 1
     return [
         Study(f"{experiment.name}-{p}" if several else experiment.name, table, p, experiment, tuple(searches))
         for p in table.protocols
     ]
+
+
+def _bounds(rest: dict[str, Any], ends: list[Any], errors: list[str]) -> list[Experiment]:
+    """For each strategy the experiment that has both ends of its ranges as a grid: what is wrong, its own checks say.
+
+    One strategy at a time: two searches may have settings in common.
+
+    Args:
+        rest: the file without `[study]`.
+        ends: its strategies, each range as a list of its ends; whatever else is written there as it is.
+        errors: added to.
+    """
+    found = []
+    # Of a value that is no range already, it is enough to hear that; but not where its key is unknown too.
+    said = {line.partition(": ")[0] for line in errors}
+    for i, bounds in enumerate(ends or [None]):
+        try:
+            found.append(config.parse({**rest, "seeds": 1, **({"strategy": [bounds]} if ends else {})}))
+        except ConfigError as error:
+            lines = [re.sub(r"^strategy\.0\b", f"strategy.{i}", line) for line in error.errors]
+            errors += [line for line in lines if line.partition(": ")[0] not in said or ": unknown key" in line]
+    return found
+
+
+def _twice(searches: list[Search], experiments: list[Experiment]) -> list[str]:
+    """Searches that are one, or that share a label.
+
+    Args:
+        searches: of the file.
+        experiments: from `_bounds`, one a search; none if any is wrong.
+    """
+    labels = [search.label for search in searches]
+    lines = [f"strategy: {label!r} is there more than once" for label in {*labels} if labels.count(label) > 1]
+    firsts: list[tuple[str, object]] = []
+    for search, experiment in zip(searches, experiments, strict=False):
+        entry = experiment.entries[0]
+        same = (entry.name, entry.strategy, entry.recipe, sorted(search.space.items()))
+        lines += [f"strategy: {search.label!r} is the same search as {label!r}" for label, o in firsts if o == same]
+        firsts.append((search.label, same))
+    return lines
+
+
+def _ladder(path: str, search: Search, table: StudyTable) -> list[str]:
+    """What keeps `plasticity-first` from choosing a strategy's λ.
+
+    Args:
+        path: of the strategy in the file.
+        search: the strategy.
+        table: has how often λ is lowered, and how much.
+    """
+    cls, lam, others = ranges.strategy(search.fixed), search.space.get("lam"), sorted({*search.space} - {"lam"})
+    if cls and "lam" not in cls.hyperparameters():
+        return [f"{path}: protocol plasticity-first chooses lam, which {search.fixed['name']!r} does not have"]
+    if not isinstance(lam, FloatDistribution):
+        wanted = "expected a range, from whose high end protocol plasticity-first comes down"
+        return [f"{path}.lam: {wanted}"] if cls else []
+    lines = []
+    if others:
+        lines.append(f"{path}: protocol plasticity-first chooses lam alone; give {', '.join(others)} one value")
+    least = lam.high * table.lam_decay**table.lam_decays
+    if least < lam.low and not math.isclose(least, lam.low):
+        far = f"{lam.high:g} times {table.lam_decay:g} to the power of study.lam_decays = {table.lam_decays}"
+        lines.append(f"{path}.lam: expected low <= {least:g} ({far}), got {lam.low:g}")
+    return lines
 
 
 def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
@@ -270,80 +345,9 @@ def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
     if "first-k" in table.protocols and scenario.tasks - table.tasks < 2:
         left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
         short.append(f"study.tasks: expected to leave {left}, got {table.tasks} to tune on")
+    if table.pruning == "halving" and not short:
+        tuned = {"first-k": table.tasks, "two-dataset": lengths.get("study.tune_on", scenario).tasks}
+        idle = [p for p in table.protocols if tuned.get(p, scenario.tasks) <= 2]
+        acts = "halving acts after tasks 2, 4, 8, ... but the last"
+        short += [f"study.pruning: {acts}, and trials of protocol {p} have 2 tasks; take none" for p in idle]
     return short
-
-
-def _search(path: str, written: dict[str, Any], errors: list[str]) -> tuple[Search, dict[str, Any]]:
-    """One `[[strategy]]` table: a table is a range, a list are choices, anything else is fixed.
-
-    Args:
-        path: of the table in the file.
-        written: the table.
-        errors: added to.
-
-    Returns:
-        What to search, and the table with each range's ends in its place.
-    """
-    space: dict[str, BaseDistribution] = {}
-    ends = dict(written)
-    asked = {k: v for k, v in written.items() if isinstance(v, dict | list)}
-    cls = _strategy(written)
-    ranges = asked or _declared(cls, written)
-    for key, value in ranges.items():
-        distribution, ends[key] = _distribution(f"{path}.{key}", value, _counts(cls, key), errors)
-        if distribution is not None:
-            space[key] = distribution
-    fixed = {k: v for k, v in written.items() if k not in asked}
-    if cls and not ranges:
-        errors.append(f"{path}: nothing to search; give a range such as lam = {{low = 1.0, high = 1e7, log = true}}")
-    label = ",".join(f"{k}={v}" for k, v in fixed.items() if k != "name")
-    name = str(written.get("name", ""))
-    return Search(f"{name}[{label}]" if label else name, fixed, space), ends
-
-
-def _strategy(written: dict[str, Any]) -> type[Strategy] | None:
-    try:
-        return registry.get(str(written.get("name")))
-    except ValueError:
-        return None  # said where the experiment is checked
-
-
-def _declared(cls: type[Strategy] | None, written: dict[str, Any]) -> dict[str, Any]:
-    """The ranges that the strategy itself declares for tuning, but for what the file fixes."""
-    declared = dataclasses.fields(cls) if cls else ()
-    ranges = {f.name: f.metadata["tune"] for f in declared if f.metadata.get("tune")}
-    return {k: {"low": low, "high": high, "log": True} for k, (low, high) in ranges.items() if k not in written}
-
-
-def _counts(cls: type[Strategy] | None, key: str) -> bool:
-    """Whether a key takes whole numbers alone: `decay = {low = 0, high = 1}` is no choice between two values."""
-    if key in config.TrainTable.model_fields:
-        return config.TrainTable.model_fields[key].annotation is not float
-    return cls is None or key not in cls.hyperparameters()
-
-
-def _distribution(path: str, value: Any, counts: bool, errors: list[str]) -> tuple[BaseDistribution | None, list[Any]]:
-    """An Optuna distribution, and the values that bound it."""
-    if isinstance(value, list):
-        if not value:
-            errors.append(f"{path}: expected at least one choice, got an empty list")
-            return None, [0]
-        if not all(isinstance(v, str | int | float) for v in value):
-            errors.append(f"{path}: expected numbers, words or truth values as choices, got {value!r}")
-            return None, [0]
-        return CategoricalDistribution(value), value
-    low, high, log = value.get("low"), value.get("high"), value.get("log", False)
-    unknown = sorted(value.keys() - {"low", "high", "log"})
-    numbers = all(type(v) in {int, float} and math.isfinite(v) for v in (low, high))
-    if unknown or not numbers or type(log) is not bool:
-        errors.append(f"{path}: expected a range such as {{low = 1.0, high = 1e7, log = true}}, got {value!r}")
-        return None, [1]
-    if low >= high:
-        errors.append(f"{path}: expected low < high, got {low:g} and {high:g}")
-    elif log and low <= 0:
-        errors.append(f"{path}: a log range must lie above 0, got low = {low:g}")
-    else:
-        whole = counts and type(low) is int and type(high) is int
-        kind = IntDistribution if whole else FloatDistribution
-        return kind(low, high, log=log), [low, high]
-    return None, [low]

@@ -1,4 +1,4 @@
-"""Tidy frames of made-up results, as `reports.tables` describes them."""
+"""Tidy frames of made-up results, as `reports.load` describes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import metrics
-from reports import tables
+from reports.measures import MAIN
 
 NAN = float("nan")
 
@@ -20,16 +20,18 @@ def frames(
     rng, runs, cells = np.random.default_rng(0), [], []
     for label, seed in itertools.product(labels, range(seeds)):
         matrix = rng.random((tasks + 1, tasks))
-        runs.append({"strategy": label, "seed": seed, "status": "finished", **metrics.summary(matrix)})
-        cells += [(label, seed, k, j + 1, value) for (k, j), value in np.ndenumerate(matrix)]
-    return pd.DataFrame(runs), pd.DataFrame(cells, columns=["strategy", "seed", "after_task", "task", "accuracy"])
+        key = f"{label} {seed}"
+        runs.append({"run_key": key, "strategy": label, "seed": seed, "status": "finished", **metrics.summary(matrix)})
+        cells += [(key, label, seed, k, j + 1, value) for (k, j), value in np.ndenumerate(matrix)]
+    columns = ["run_key", "strategy", "seed", "after_task", "task", "accuracy"]
+    return pd.DataFrame(runs), pd.DataFrame(cells, columns=columns)
 
 
 def diverge(runs: pd.DataFrame, accuracy: pd.DataFrame, strategy: str, seeds: tuple[int, ...]) -> None:
     """Let runs diverge in the second task, or in the only one."""
     gone = (runs["strategy"] == strategy) & runs["seed"].isin(seeds)
     runs.loc[gone, "status"] = "diverged"
-    runs.loc[gone, list(tables.SHOWN)] = NAN
+    runs.loc[gone, list(MAIN)] = NAN
     late = accuracy["after_task"] >= min(2, accuracy["task"].max())
     lost = (accuracy["strategy"] == strategy) & accuracy["seed"].isin(seeds) & late
     accuracy.loc[lost, "accuracy"] = NAN

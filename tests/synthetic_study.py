@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 
 from benchmark import metrics
 from benchmark.results import Record
-from studies import objectives, spec
+from studies import objectives, plasticity, spec
 from studies.delivery import Delivery
 from studies.search import Searcher
 from studies.spec import Study
@@ -108,6 +108,8 @@ class Played:
             values = {name: objectives.value(name, made.accuracy) for name in self.study.objectives}
             finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
             told.append({"seed": seed, "run_key": key, "status": status, **finite})
+            if self.study.protocol == plasticity.PROTOCOL:
+                plasticity.compare(told[-1:], [made], [record("plain", "naive", seed, 0.0)])
         return told
 
     def tested(self) -> dict[str, list[Record]]:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 
-from reports import figures, overview, tables
+from reports import compare, figures, numbers, overview, tables
+from reports.table import Table
 from tests.result_frames import diverge, frames
 
 NAN = float("nan")
@@ -20,6 +21,7 @@ NAN = float("nan")
 
 GOLDEN_RUNS = pd.DataFrame(
     {
+        "run_key": ["a", "b", "c", "d"],
         "strategy": ["naive", "naive", "naive", "l2[lam=1]"],
         "seed": [0, 1, 2, 0],
         "status": ["finished", "finished", "diverged", "finished"],
@@ -32,81 +34,114 @@ GOLDEN_RUNS = pd.DataFrame(
 )
 GOLDEN_ACCURACY = pd.DataFrame(
     [
-        ("naive", 0, 1, 1, 0.9), ("naive", 0, 2, 1, 0.2), ("naive", 0, 2, 2, 0.8),
-        ("naive", 1, 1, 1, 0.9), ("naive", 1, 2, 1, 0.4), ("naive", 1, 2, 2, 1.0),
-        ("naive", 2, 1, 1, 0.9), ("naive", 2, 2, 1, NAN), ("naive", 2, 2, 2, NAN),
-        ("l2[lam=1]", 0, 1, 1, 0.9), ("l2[lam=1]", 0, 2, 1, 0.7), ("l2[lam=1]", 0, 2, 2, 0.9),
+        ("a", "naive", 0, 1, 1, 0.9), ("a", "naive", 0, 2, 1, 0.2), ("a", "naive", 0, 2, 2, 0.8),
+        ("b", "naive", 1, 1, 1, 0.9), ("b", "naive", 1, 2, 1, 0.4), ("b", "naive", 1, 2, 2, 1.0),
+        ("c", "naive", 2, 1, 1, 0.9), ("c", "naive", 2, 2, 1, NAN), ("c", "naive", 2, 2, 2, NAN),
+        ("d", "l2[lam=1]", 0, 1, 1, 0.9), ("d", "l2[lam=1]", 0, 2, 1, 0.7), ("d", "l2[lam=1]", 0, 2, 2, 0.9),
     ],
-    columns=["strategy", "seed", "after_task", "task", "accuracy"],
+    columns=["run_key", "strategy", "seed", "after_task", "task", "accuracy"],
 )  # fmt: skip
+NAMES = {"naive": "fine-tuning", "l2[lam=1]": "L2"}
 
 
-def test_the_markdown_table_of_golden_runs() -> None:
-    cells = [
-        [c.strip() for c in line.strip("|").split("|")]
-        for line in tables.markdown(GOLDEN_RUNS, GOLDEN_ACCURACY).splitlines()
-    ]
-    assert cells[0] == [
-        "strategy", "n", "task 1", "task 2", "average accuracy", "forgetting", "BWT", "FWT", "learning accuracy", "diverged",
-    ]  # fmt: skip
-    assert set("".join(cells[1])) <= set(":-")
-    assert cells[2] == ["`naive`", "2", "30.0", "90.0", "60.0 ± 14.1", "30.0 ± 14.1", "-30.0 ± 14.1", "5.0 ± 7.1", "90.0 ± 0.0", "1"]  # fmt: skip
-    assert cells[3] == ["`l2[lam=1]`", "1", "70.0", "90.0", "80.0", "10.0", "-10.0", "0.0", "85.0", ""]
-    assert len(cells) == 4
+def cells(table: Table) -> list[list[str]]:
+    lines = table.markdown().replace("\u00a0", " ").splitlines()
+    return [[c.strip() for c in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_column_of_diverged_runs_is_there_only_if_some_diverged() -> None:
+def main(runs: pd.DataFrame) -> list[list[str]]:
+    return cells(tables.main(runs, {label: label for label in runs["strategy"]}))
+
+
+def test_the_main_table_of_golden_runs() -> None:
+    found = cells(tables.main(GOLDEN_RUNS, NAMES))
+    assert found[0] == ["strategy", "n", "average accuracy", "forgetting", "BWT", "FWT", "learning accuracy", "lost"]
+    assert set("".join(found[1])) <= set(":-")
+    # Two seeds: half the interval is t(0.975, 1) s / √2 = 12.706 · 0.1; where they are equal there is none.
+    assert found[2] == ["fine-tuning", "2", "60.0 ± 127.1", "30.0 ± 127.1", "−30.0 ± 127.1", "5.0 ± 63.5", "90.0", "1"]
+    assert found[3] == ["L2", "1", "80.0", "10.0", "−10.0", "0.0", "85.0", ""]
+    assert len(found) == 4
+
+
+def test_final_accuracy_on_each_task_is_over_the_runs_that_finished() -> None:
+    found = cells(tables.final(GOLDEN_RUNS, GOLDEN_ACCURACY, NAMES))
+    assert found[0] == ["strategy", "n", "task 1", "task 2"]
+    assert found[2:] == [["fine-tuning", "2", "30.0 ± 127.1", "90.0 ± 127.1"], ["L2", "1", "70.0", "90.0"]]
+
+
+def test_the_column_of_lost_runs_is_there_only_if_some_are() -> None:
     runs, accuracy = frames()
-    assert "diverged" not in tables.markdown(runs, accuracy)
+    assert "lost" not in main(runs)[0]
     diverge(runs, accuracy, "naive", (1,))
-    assert "diverged" in tables.markdown(runs, accuracy)
+    assert main(runs)[0][-1] == "lost" and [row[-1] for row in main(runs)[2:]] == ["1", ""]
 
 
-def test_a_summary_is_mean_and_sample_deviation_over_the_runs_that_finished() -> None:
-    naive, l2 = tables.summary(GOLDEN_RUNS).to_dict("records")
-    assert (naive["strategy"], naive["n"], naive["diverged"]) == ("naive", 2, 1)
-    assert naive["average_accuracy"] == pytest.approx(0.6)
-    assert naive["average_accuracy_std"] == pytest.approx(math.sqrt(2) / 10)
-    assert (l2["n"], l2["diverged"], l2["average_accuracy"]) == (1, 0, 0.8)
-    assert math.isnan(l2["average_accuracy_std"])
+def test_a_summary_is_over_the_runs_that_finished() -> None:
+    summary = compare.summary(GOLDEN_RUNS).set_index(["strategy", "metric"])
+    naive, l2 = (summary.loc[label, "average_accuracy"] for label in NAMES)
+    assert (naive["n"], naive["mean"], naive["iqm"]) == (2, pytest.approx(0.6), pytest.approx(0.6))
+    assert naive["std"] == pytest.approx(math.sqrt(2) / 10)
+    assert (l2["n"], l2["mean"], l2["kind"]) == (1, 0.8, "too few") and math.isnan(l2["low"])
 
 
 def test_strategies_stand_in_the_order_of_the_experiment() -> None:
     labels = ("zeta", "naive", "alpha", "ewc")
     runs, accuracy = frames(labels=labels)
-    assert tuple(tables.summary(runs)["strategy"]) == labels
-    assert tuple(tables.final_by_task(accuracy).index) == labels
+    names = {label: label for label in labels}
+    assert tuple(row[0] for row in main(runs)[2:]) == labels
+    assert tuple(row[0] for row in cells(tables.final(runs, accuracy, names))[2:]) == labels
 
 
 def test_a_strategy_of_which_every_run_diverged_stays_in_the_table() -> None:
     runs, accuracy = frames()
     diverge(runs, accuracy, "naive", (0, 1, 2))
-    row = next(line for line in tables.markdown(runs, accuracy).splitlines() if "naive" in line)
-    assert [c.strip() for c in row.strip("|").split("|")] == ["`naive`", "0", *["–"] * 8, "3"]
+    assert main(runs)[2] == ["naive", "0", *["–"] * 5, "3"]
 
 
 def test_a_table_where_every_run_diverged_can_still_be_made() -> None:
     runs, accuracy = frames(labels=("naive",))
     diverge(runs, accuracy, "naive", (0, 1, 2))
-    assert "| `naive`" in tables.markdown(runs, accuracy)
+    assert main(runs)[2] == ["naive", "0", "–", "3"]
 
 
-def test_many_tasks_have_no_column_each() -> None:
-    assert "task 5" in tables.markdown(*frames(tasks=5))
-    assert "task 1" not in tables.markdown(*frames(tasks=6))
+def test_of_many_tasks_the_first_and_the_last_have_columns() -> None:
+    runs, accuracy = frames(tasks=12)
+    table = tables.final(runs, accuracy, {label: label for label in runs["strategy"]})
+    assert list(table.header[2:]) == [f"task {j}" for j in (1, 2, 3, 4, 5, 8, 9, 10, 11, 12)]
+    assert "Tasks 6 to 7 are in the CSV." in table.caption and table.frame["task"].nunique() == 12
 
 
-def test_a_single_task_has_dashes_where_nothing_can_be_forgotten() -> None:
-    row = tables.markdown(*frames(tasks=1, labels=("naive",))).splitlines()[2]
-    assert [c.strip() for c in row.strip("|").split("|")][4:7] == ["–", "–", "–"]
+def test_a_single_task_has_no_columns_for_what_cannot_be_forgotten() -> None:
+    runs, _ = frames(tasks=1, labels=("naive",))
+    assert main(runs)[0] == ["strategy", "n", "average accuracy", "learning accuracy"]
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "text"),
-    [(0.9754, 0.0031, "97.5 ± 0.3"), (0.5, NAN, "50.0"), (NAN, NAN, "–"), (NAN, 0.1, "–"), (-0.2, 0.0, "-20.0 ± 0.0")],
+    ("mean", "low", "high", "text"),
+    [
+        (0.9754, 0.9723, 0.9785, "97.5 ± 0.3"),
+        (0.5, NAN, NAN, "50.0"),
+        (NAN, NAN, NAN, "–"),
+        (-0.2, -0.3, -0.1, "−20.0 ± 10.0"),
+        (-0.0001, NAN, NAN, "0.0"),
+    ],
 )
-def test_numbers_are_shown_in_per_cent_with_what_is_known_of_their_spread(mean: float, std: float, text: str) -> None:
-    assert tables.percent(mean, std) == text
+def test_shares_are_shown_in_per_cent_with_their_interval(mean: float, low: float, high: float, text: str) -> None:
+    assert numbers.percent(mean, low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0, "0.0"), (-0.0001, "0.0"), (NAN, "–")]
+)
+def test_differences_have_a_sign(value: float, text: str) -> None:
+    assert numbers.points(value) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.00004, "< 0.001"), (0.03125, "0.031"), (0.25, "0.25"), (1.0, "1.00"), (NAN, "–")]
+)
+def test_p_values_have_the_digits_that_count(p: float, text: str) -> None:
+    assert numbers.p_value(p) == text
 
 
 # The overview
@@ -116,7 +151,7 @@ def test_an_overview_has_the_note_and_every_figure_with_its_caption() -> None:
     runs, accuracy = frames()
     note, drawn = overview.contents(runs, accuracy)
     wanted = figures.every(runs, accuracy)
-    assert tables.markdown(runs, accuracy) in note
+    assert tables.main(runs, {label: label for label in runs["strategy"]}).markdown() in note
     assert list(drawn) == [f"figures/{name}.png" for name in wanted]
     for name, each in wanted.items():
         assert f"- `figures/{name}.png`: {each.caption}" in note.splitlines()

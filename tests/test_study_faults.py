@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -20,8 +21,11 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from benchmark.results import ResultsError, Store
+from benchmark.server import redacted
 from studies import search
-from studies.search import Searcher, StudyError
+from studies import storage as storages
+from studies.search import Searcher
+from studies.storage import Storage, StudyError
 from tests.test_end_to_end import environment, table
 from tests.test_study_run import DOUBLE, Done, go, values
 from tests.test_study_spec import LAM, changed, made
@@ -31,6 +35,10 @@ SIX = {"trials": 6, "batch": 2}
 
 def sqlite(path: Path) -> str:
     return f"sqlite:///{path}"
+
+
+def journal(path: Path) -> str:
+    return str(path.with_suffix(".journal"))
 
 
 # Killed
@@ -79,10 +87,11 @@ run.run(study, out=out, storage=storage, device=torch.device("cpu"))
 """
 
 
+@pytest.mark.parametrize("kind", [sqlite, journal])
 def test_killed_in_the_middle_a_study_continues_and_runs_nothing_twice(
-    undisturbed: Done, trained: list[str], tmp_path: Path
+    kind: Callable[[Path], str], undisturbed: Done, trained: list[str], tmp_path: Path
 ) -> None:
-    content, storage = changed(SIX, train=DOUBLE), sqlite(tmp_path / "optuna.db")
+    content, storage = changed(SIX, train=DOUBLE), kind(tmp_path / "optuna.db")
     # Two trials of two seeds a batch: killed in the second, when part of it is on disk.
     arguments = [json.dumps(content), str(tmp_path), storage, "5"]
     killed = subprocess.run(
@@ -91,7 +100,7 @@ def test_killed_in_the_middle_a_study_continues_and_runs_nothing_twice(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     kept = table(tmp_path / "trial" / "runs.csv")
     assert 4 < len(kept) < 12
-    left = optuna.load_study(study_name="trial/ewc", storage=storage).trials
+    left = optuna.load_study(study_name="trial/ewc", storage=Storage.of(storage).optuna).trials
     assert [trial.state.name for trial in left] == ["COMPLETE"] * 2 + ["RUNNING"] * 2
 
     with pytest.raises(StudyError, match=r"there is a study 'trial/ewc'.*--resume.*--new"):
@@ -304,8 +313,9 @@ def refusal(storage: str, *, resume: bool = False) -> str:
     with pytest.raises(StudyError) as again:
         search.free_suffix(made(), storage)
     for error in (caught, again):
-        assert "\n" not in str(error.value) and len(str(error.value)) < 500
-        assert "cannot be used" in str(error.value)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600
+        assert str(error.value).startswith(f"the Optuna storage {redacted(storage)!r} cannot be used: ")
+        assert str(error.value).endswith("; --storage names another")
     return str(caught.value)
 
 
@@ -330,13 +340,59 @@ def test_a_url_that_leads_nowhere_is_one_clear_line(url: str) -> None:
     refusal(url)
 
 
+def test_a_database_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """Optuna would make its tables there first."""
+    path = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE experiments (name TEXT)")
+        connection.execute("CREATE TABLE runs (name TEXT)")
+        connection.commit()
+    before = path.read_bytes()
+    assert "it is a database of something else, with tables experiments, runs" in refusal(sqlite(path))
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_becomes_a_storage(tmp_path: Path) -> None:
+    for kind in (sqlite, journal):
+        (tmp_path / "optuna.db").touch()
+        (tmp_path / "optuna.journal").touch()
+        assert opened(kind(tmp_path / "optuna.db")).ask()
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch 1 loss 0.3\nepoch 2 loss 0.2\n", b"half a line", b'{"loss": 1}\n', b"\x00\xff"]
+)
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "train.log"
+    path.write_bytes(content)
+    assert "it is a file of something else" in refusal(str(path))
+    assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == ["train.log"]
+
+
+def test_a_journal_in_a_folder_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    assert "No such file or directory" in refusal(str(tmp_path / "no" / "such.journal"))
+
+
+def test_half_a_line_that_a_kill_left_in_a_journal_costs_that_line_alone(tmp_path: Path) -> None:
+    storage = journal(tmp_path / "optuna")
+    first = opened(storage)
+    asked = [trial.params for trial in first.ask()]
+    whole = Path(storage).read_bytes()
+    Path(storage).write_bytes(whole + b'{"op_code":6,"worker_id":"f7a')
+    again = opened(storage, resume=True)
+    assert [trial.params for trial in again.ask()] == asked
+    # What comes after the cut is read by the next command.
+    third = opened(storage, resume=True)
+    assert [t.state.name for t in third.optuna.trials[:4]] == ["FAIL"] * 4
+
+
 def test_a_password_in_what_a_driver_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "postgresql://me:hunter2@host/db"
 
-    def failing(storage: str) -> list[str]:
+    def failing(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError(f"no connection to {url}\nafter 3 attempts")
 
-    monkeypatch.setattr(optuna, "get_all_study_names", failing)
+    monkeypatch.setattr(storages, "RDBStorage", failing)
     said = refusal(url)
     assert "hunter2" not in said and "no connection to" in said and "after 3 attempts" in said
 

@@ -26,6 +26,7 @@ from studies import objectives, spec
 from studies import run as studying
 from studies.run import Answer, Outcome
 from studies.spec import Study
+from studies.storage import Storage
 from tests.conftest import CPU, execute
 from tests.test_study_spec import LAM, made
 
@@ -33,6 +34,7 @@ DOUBLE = {"lr": 1e-3, "batch_size": 32, "iterations": 6, "precision": "float64"}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "validation": {"study": {"protocol": "validation"}},
     "first-k": {"study": {"protocol": "first-k"}, "scenario": {"name": "permuted-digits", "tasks": 4}},
+    "plasticity-first": {"study": {"protocol": "plasticity-first", "lam_decays": 3}},
     "two-dataset": {"study": {"protocol": "two-dataset", "tune_on": {"name": "rotated-digits", "tasks": 2}}},
     "test-oracle": {"study": {"protocol": "test-oracle"}},
 }
@@ -60,7 +62,9 @@ class Done:
 
     def trials(self, label: str | None = None) -> list[FrozenTrial]:
         label = label or self.study.searches[0].label
-        return optuna.load_study(study_name=f"{self.study.name}/{label}", storage=self.storage).trials
+        return optuna.load_study(
+            study_name=f"{self.study.name}/{label}", storage=Storage.of(self.storage).optuna
+        ).trials
 
     def rows(self) -> dict[str, dict[str, str]]:
         with (self.outcome.folder / "runs.csv").open() as file:
@@ -166,7 +170,7 @@ def test_no_test_image_reaches_a_trial_but_under_test_oracle(
     clean = go(study, tmp_path / "clean")
     monkeypatch.setattr(data, "load", lambda name, data_dir=None, say=print: poisoned(load(name)))
     other = go(study, tmp_path / "poisoned")
-    assert len(values(clean)) == study.table.trials
+    assert len(values(clean)) == study.trials
     if protocol == "test-oracle":
         for (_, before, _), (_, after, _) in zip(values(clean), values(other), strict=True):
             assert before is not None and after is not None and before != after
@@ -424,7 +428,7 @@ def after(done: Done, trial: FrozenTrial, task: int) -> float:
 
 @pytest.mark.usefixtures("one_stack")
 def test_a_setting_that_is_asked_twice_may_be_given_up(tmp_path: Path) -> None:
-    choices = {"name": "ewc", "estimator": ["exact", "sampled"]}
+    choices = {"name": "ewc", "lam": 1.0, "estimator": ["exact", "sampled"]}
     study = {"pruning": "halving", "trials": 8, "batch": 8, "seeds": 1, "test_seeds": 1}
     done = go(made(study, scenario=FOUR, strategy=[choices]), tmp_path)
     assert done.answer.trials == (8, 0)

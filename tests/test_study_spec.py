@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from benchmark import config
 from benchmark.config import ConfigError
 from strategies import EWC, L2, names, registry
-from studies import objectives, spec
+from studies import objectives, plasticity, spec
 from studies.spec import Study
 
 LAM = {"low": 1.0, "high": 1e6, "log": True}
@@ -44,8 +44,8 @@ def loaded(name: str, *overrides: str) -> Study:
 
 
 def space(**ranges: Any) -> dict[str, Any]:
-    """The distributions of EWC with these ranges."""
-    (search,) = made(strategy=[{"name": "ewc", **ranges}]).searches
+    """The distributions of EWC with these ranges, λ's being fixed unless it is one of them."""
+    (search,) = made(strategy=[{"name": "ewc", "lam": 1.0, **ranges}]).searches
     return search.space
 
 
@@ -104,6 +104,25 @@ def test_what_the_file_fixes_is_not_searched_although_the_strategy_declares_a_ra
     assert {*DECLARED["der++"]} == {"alpha", "beta"}
     (search,) = made(strategy=[{"name": "der++", "alpha": 0.5}]).searches
     assert ({*search.space}, search.fixed) == ({"beta"}, {"name": "der++", "alpha": 0.5})
+
+
+def test_what_a_strategy_declares_is_searched_beside_what_the_file_asks_for() -> None:
+    """λ is not left at its default because something else was to be searched."""
+    low, high = DECLARED["ewc"]["lam"]
+    for asked in ({"estimator": ["exact", "sampled"]}, {"decay": {"low": 0.0, "high": 1.0}}, {"lr": [1e-3, 1e-2]}):
+        (search,) = made(strategy=[{"name": "ewc"} | asked]).searches
+        assert {*search.space} == {"lam", *asked}
+        assert search.space["lam"] == FloatDistribution(low, high, log=True)
+    (search,) = made(strategy=[{"name": "der++", "alpha": {"low": 0.0, "high": 1.0}}]).searches
+    assert {*search.space} == {"alpha", "beta"}
+
+
+def test_what_is_searched_can_be_said_in_words() -> None:
+    entry = {"name": "ewc", "lam": LAM, "estimator": ["exact", "sampled"], "draws": {"low": 1, "high": 5}}
+    (search,) = made(strategy=[entry | {"accumulate": "online"}]).searches
+    assert search.describe() == (
+        "ewc[accumulate=online]: lam from 1 to 1e+06 (log), estimator one of exact, sampled, draws from 1 to 5"
+    )
 
 
 def test_whole_numbers_are_searched_in_whole_numbers_where_no_others_make_sense() -> None:
@@ -228,7 +247,36 @@ def test_several_protocols_are_as_many_studies_each_named_after_its_own() -> Non
         assert alone.name == "trial"
 
 
-@pytest.mark.parametrize("protocol", ["validation", "first-k", "two-dataset"])
+def test_plasticity_first_tunes_as_validation_does_with_a_budget_of_its_own() -> None:
+    study = made({"protocol": "plasticity-first"}, scenario=FIVE)
+    assert (study.tuning, study.reported) == (made(scenario=FIVE).tuning, study.experiment.scenario)
+    assert (study.table.plasticity, study.table.lam_decay, study.table.lam_decays) == (0.8, 0.5, 7)
+    assert study.trials == 8 and made().trials == 4
+    assert study.describe() == (
+        "plasticity-first: lam times 0.5, at most 7 times, until it keeps 0.8 of fine-tuning's accuracy on each new task "
+        "(10% of each label's training images); 8 trials a strategy, and fine-tuning beside them, 2 tuning seeds, "
+        "2 test seeds"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "lam" in registry.get(name).hyperparameters()])
+def test_plasticity_first_takes_every_strategy_that_has_a_lam_as_it_is(name: str) -> None:
+    study = made({"protocol": "plasticity-first"}, strategy=[{"name": name}])
+    lams = plasticity.ladder(study, study.searches[0])
+    high = DECLARED[name]["lam"][1]
+    assert lams == [high / 2**k for k in range(8)]
+
+
+def test_lam_comes_down_by_the_factor_and_as_often_as_the_file_says_and_stays_in_its_range() -> None:
+    third = {"protocol": "plasticity-first", "lam_decay": 0.1, "lam_decays": 3}
+    for low, high in ((0.3, 300.0), (0.7, 700.0), (1.1, 1100.0)):  # rounding goes either way
+        study = made(third, strategy=[{"name": "ewc", "lam": {"low": low, "high": high}}])
+        lams = plasticity.ladder(study, study.searches[0])
+        assert lams == pytest.approx([high, high / 10, high / 100, low], rel=1e-12)
+        assert (max(lams), study.trials) == (high, 4) and min(lams) >= low
+
+
+@pytest.mark.parametrize("protocol", ["validation", "first-k", "plasticity-first", "two-dataset"])
 def test_no_protocol_but_test_oracle_has_a_test_image_or_a_seed_in_common_with_the_report(protocol: str) -> None:
     tune_on = "permuted-mnist" if protocol == "two-dataset" else None
     study = made({"protocol": protocol, "tune_on": tune_on, "seeds": 3, "test_seeds": 4}, scenario=FIVE)
@@ -258,6 +306,10 @@ def test_what_decides_a_trial_is_part_of_what_must_be_equal_to_continue() -> Non
         }.items()),
     ):  # fmt: skip
         assert described(**different) != base, different
+    # What concerns another protocol decides nothing.
+    assert described(study={"lam_decays": 3, "plasticity": 0.5}) == base
+    first = {"protocol": "plasticity-first"}
+    assert described(study=first | {"plasticity": 0.5}) != described(study=first)
     # More trials, in larger batches, with more seeds in the end: that is the same study, continued.
     assert described(study={"trials": 9, "batch": 3, "timeout": 60, "test_seeds": 9}) == base
 
@@ -403,9 +455,27 @@ def test_a_fraction_where_whole_numbers_are_wanted_is_refused() -> None:
         ({"validation": 0}, "study.validation: expected greater than 0, got 0"),
         ({"validation": 1.0}, "study.validation: expected less than 1, got 1.0"),
         ({"protocol": "validate"}, "study.protocol: unknown protocol 'validate'; did you mean 'validation'?"),
-        ({"protocol": "k"}, "study.protocol: unknown protocol 'k'; known: validation, first-k, two-dataset, test-oracle"),
+        ({"protocol": "k"}, "study.protocol: unknown protocol 'k'; known: validation, first-k, plasticity-first, two-dataset"),
         ({"protocol": ["first-k", "oracle"]}, "study.protocol: unknown protocol 'oracle'; did you mean 'test-oracle'?"),
         ({"protocol": []}, "study.protocol: expected one protocol, or several different ones, got []"),
+        ({"plasticity": 1.1}, "study.plasticity: expected less than or equal to 1, got 1.1"),
+        ({"lam_decay": 1.0}, "study.lam_decay: expected less than 1, got 1.0"),
+        ({"lam_decays": 0}, "study.lam_decays: expected greater than or equal to 1, got 0"),
+        (
+            {"protocol": "plasticity-first", "pruning": "halving"},
+            "study: pruning halving: protocol plasticity-first wants every trial to the end; take none",
+        ),
+        ({"pruning": "halving", "batch": 1}, "study: pruning halving: expected batches of at least 2 trials, got 1"),
+        ({"pruning": "halving", "trials": 1}, "study: pruning halving: expected batches of at least 2 trials, got 1"),
+        (
+            {"pruning": "halving", "protocol": "first-k"},
+            "study.pruning: halving acts after tasks 2, 4, 8, ... but the last, and trials of protocol first-k have 2 "
+            "tasks; take none",
+        ),
+        (
+            {"pruning": "halving", "protocol": "two-dataset", "tune_on": ["mnist", "kmnist"]},
+            "study.pruning: halving acts after tasks 2, 4, 8, ... but the last, and trials of protocol two-dataset have",
+        ),
         ({"protocol": ["first-k"] * 2}, "study.protocol: expected one protocol, or several different ones, got"),
         ({"protocol": ["first-k", "two-dataset"]}, "study: protocol two-dataset, and no other, needs tune_on"),
         ({"diverged": "skip"}, "study.diverged: expected 'fail' or 'worst', got 'skip'"),
@@ -451,6 +521,49 @@ def test_one_task_alone_has_nothing_to_be_tuned() -> None:
     )
 
 
+def test_halving_is_refused_where_trials_have_too_few_tasks_and_nowhere_else() -> None:
+    halving = {"pruning": "halving"}
+    assert error(changed(halving)).startswith("study.pruning: ")  # two tasks
+    three = {"name": "permuted-digits", "tasks": 3}
+    assert made(halving, scenario=three).table.pruning == "halving"
+    assert made(halving | {"protocol": "first-k", "tasks": 3}, scenario=FIVE).table.pruning == "halving"
+
+
+LADDERS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no lam": (
+        {"name": "der++"},
+        ["strategy.1: protocol plasticity-first chooses lam, which 'der++' does not have"],
+    ),
+    "choices": (
+        {"name": "ewc", "lam": [1.0, 2.0]},
+        ["strategy.1.lam: expected a range, from whose high end protocol plasticity-first comes down"],
+    ),
+    "fixed": (
+        {"name": "ewc", "lam": 1.0, "decay": {"low": 0.0, "high": 1.0}},
+        ["strategy.1.lam: expected a range, from whose high end protocol plasticity-first comes down"],
+    ),
+    "something else too": (
+        {"name": "ewc", "estimator": ["exact", "sampled"], "decay": {"low": 0.0, "high": 1.0}},
+        ["strategy.1: protocol plasticity-first chooses lam alone; give decay, estimator one value"],
+    ),
+    "out of its range": (
+        {"name": "ewc", "lam": {"low": 10.0, "high": 1000.0}},
+        ["strategy.1.lam: expected low <= 7.8125 (1000 times 0.5 to the power of study.lam_decays = 7), got 10"],
+    ),
+    "unknown": (
+        {"name": "ewcc"},
+        ["strategy.1.name: unknown strategy 'ewcc'; did you mean 'ewc'? (forgetbench list strategies)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LADDERS)
+def test_what_plasticity_first_cannot_choose_is_one_line_with_what_it_wants(case: str) -> None:
+    entry, lines = LADDERS[case]
+    assert errors(changed({"protocol": "plasticity-first"}, strategy=[{"name": "l2"}, entry])) == lines
+    assert made(strategy=[{"name": "l2"}, entry]) if case not in {"unknown"} else True
+
+
 def test_the_number_of_tasks_matters_for_first_k_alone() -> None:
     assert made({"tasks": 9}).reported.tasks == 2
 
@@ -470,6 +583,39 @@ def test_tables_that_are_none_are_errors_of_the_file_like_any_other(content: dic
 
 def test_an_empty_file_is_told_what_is_missing() -> None:
     assert {"name: missing", "scenario: missing", "strategy: missing"} == set(errors({}))
+
+
+def test_a_table_that_is_none_is_named_and_nothing_of_the_code_is() -> None:
+    assert errors(changed() | {"study": 3}) == ["study: expected a table, got 3"]
+    assert errors(changed(train=3)) == ["train: expected a table, got 3"]
+
+
+def test_searches_that_share_settings_are_two_all_the_same() -> None:
+    one, two = (
+        {"name": "ewc", "lam": LAM, "estimator": "exact"},
+        {"name": "ewc", "lam": LAM, "estimator": ["exact", "sampled"]},
+    )
+    study = made(strategy=[one, two])
+    assert [search.label for search in study.searches] == ["ewc[estimator=exact]", "ewc"]
+
+
+def test_searches_of_more_and_of_less_are_told_apart_by_what_they_search() -> None:
+    decay = {"low": 0.0, "high": 1.0}
+    written = [{"name": "ewc", "lam": LAM}, {"name": "ewc", "lam": LAM, "decay": decay}, {"name": "l2", "decay": decay}]
+    assert [s.label for s in made(strategy=written).searches] == ["ewc", "ewc[decay=searched]", "l2"]
+
+
+def test_a_search_that_fixes_what_is_the_default_is_the_same_search() -> None:
+    lines = errors(
+        changed(strategy=[{"name": "ewc", "lam": LAM, "accumulate": "separate"}, {"name": "ewc", "lam": LAM}])
+    )
+    assert lines == ["strategy: 'ewc' is the same search as 'ewc[accumulate=separate]'"]
+
+
+def test_errors_of_a_later_strategy_have_its_number() -> None:
+    wrong = {"name": "mas", "lam": {"low": -1.0, "high": 2.0}}
+    lines = errors(changed(strategy=[{"name": "ewc", "lam": LAM}, 3, wrong, wrong | {"name": "si"}]))
+    assert [line.partition(": ")[0] for line in lines] == ["strategy.1", "strategy.2.lam", "strategy.3.lam"]
 
 
 def test_the_same_search_twice_is_refused_with_its_name() -> None:

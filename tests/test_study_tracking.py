@@ -21,7 +21,7 @@ from optuna.storages import InMemoryStorage
 from benchmark import views
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
-from studies import objectives
+from studies import objectives, plasticity
 from studies.delivery import Delivery
 from tests.synthetic_study import EWC, L2, SEEDS, TASKS, Played, matrix, play, study
 
@@ -127,6 +127,15 @@ def test_a_trial_arrives_with_what_was_tried_and_what_came_of_it(place: Place) -
     assert [point.step for point in curve] == [0, 1, 2, 3]
     (objective,) = place.client.get_metric_history(run.info.run_id, "average_accuracy")
     assert objective.step == 0
+
+
+def test_a_trial_shows_the_plasticity_that_decides_where_it_does(place: Place) -> None:
+    played = play(study(EWC, protocol="plasticity-first"))
+    played.all(place.delivery(played))
+    trials = {t.params["lam"]: t.user_attrs["seeds"] for t in played.searchers[0].ended}
+    shown = {float(run.data.params["lam"]): run.data.metrics["plasticity_kept"] for run in place.runs()}
+    assert len(shown) == 8 and shown == {lam: pytest.approx(plasticity.kept(seeds)) for lam, seeds in trials.items()}
+    assert {run.data.params["protocol"] for run in place.runs()} == {"plasticity-first"}
 
 
 def test_trials_are_flat_so_that_the_page_charts_them_and_their_seeds_nest_under_them(place: Place) -> None:

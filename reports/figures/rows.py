@@ -27,7 +27,7 @@ def seed_distribution(runs: pd.DataFrame, cast: Cast | None = None, metric: str 
     """A metric of every seed, with mean and interval a strategy.
 
     Args:
-        runs: one row a run, see `reports.tables`.
+        runs: one row a run, see `reports.load`.
         cast: of the report; by default the strategies here.
         metric: a column of `runs`, a share of one.
     """
