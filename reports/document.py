@@ -176,7 +176,7 @@ def _section(
             "strategies": tables.strategies(runs, names),
             **{name: table for name, table in optional.items() if table},
         },
-        figures=figures.every(runs, accuracy, cast) | _of_studies(overviews),
+        figures=figures.every(runs, accuracy, cast) | _of_studies(overviews, cast),
         ablation=ablation.ablation(runs, names, chosen_on_test=chosen is None or chosen.on_test),
         tuning=chosen,
         limitations=limits.limitations(
@@ -251,7 +251,7 @@ def setting(runs: pd.DataFrame) -> str:
     return f"{', '.join(part for part in said if part)}. {trained} {tested}"
 
 
-def _of_studies(overviews: Mapping[str, Overview]) -> dict[str, figures.Drawn]:
+def _of_studies(overviews: Mapping[str, Overview], cast: figures.Cast) -> dict[str, figures.Drawn]:
     found: dict[str, figures.Drawn] = {}
     for overview in overviews.values():
         trials = overview.trials
@@ -261,7 +261,7 @@ def _of_studies(overviews: Mapping[str, Overview]) -> dict[str, figures.Drawn]:
         directions = {name: "minimize" if name in LOWER_IS_BETTER else "maximize" for name in objectives}
         drawn = studies.drawn(
             trials["trials"], trials["seeds"], trials["search_space"], trials["importance"], directions,
-            tuned_on_test=overview.settings.get("protocol") == "test-oracle",
+            tuned_on_test=overview.settings.get("protocol") == "test-oracle", cast=cast,
         )  # fmt: skip
         found |= {f"study_{name}": shown for name, (shown, _) in drawn.items()}
     return found

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from reports import study_figures
-from reports.figures import Drawn
+from reports.figures import Cast, Drawn
 from reports.overview import colours as colours  # the same in every figure of forgetbench
 from reports.study_figures import About
 
@@ -63,6 +63,7 @@ def drawn(
     objectives: Mapping[str, str],
     *,
     tuned_on_test: bool,
+    cast: Cast | None = None,
 ) -> dict[str, tuple[Drawn, pd.DataFrame]]:
     """All figures of a study with their captions and the numbers they show, by name; none if no trial is complete.
 
@@ -73,11 +74,15 @@ def drawn(
         importance: as for `contents`.
         objectives: as for `contents`.
         tuned_on_test: as for `contents`.
+        cast: of the report; by default the strategies of the study.
     """
     complete = trials[trials["state"] == "complete"]
     if complete.empty:
         return {}
-    about = About(list(space["strategy"].unique()), dict(objectives), tuned_on_test, per_trial(seeds, complete))
+    strategies = list(space["strategy"].unique())
+    # In a report that has all of them, they look as they do in its other figures.
+    known = cast if cast and {*strategies} <= {*cast.names} else Cast.of(strategies)
+    about = About(strategies, dict(objectives), tuned_on_test, per_trial(seeds, complete), known)
     found = {"history": (study_figures.history, history(trials, objectives))}
     for name in objectives:
         found[f"response_{name}"] = study_figures.response, response(trials, seeds, space, name)

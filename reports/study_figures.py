@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
@@ -32,21 +31,18 @@ class About:
     """What figures need to know beside their numbers.
 
     Attributes:
-        strategies: labels, in the order that gives them their looks.
+        strategies: labels, in the order of the study.
         objectives: `maximize` or `minimize` by name.
         tuned_on_test: trials were judged on test images.
         n: seeds a trial, in words.
+        cast: names and looks of the strategies.
     """
 
     strategies: list[str]
     objectives: dict[str, str]
     tuned_on_test: bool
     n: str
-
-    @cached_property
-    def cast(self) -> Cast:
-        """Names and looks of the strategies."""
-        return Cast.of(self.strategies)
+    cast: Cast
 
 
 def history(frame: pd.DataFrame, about: About) -> Drawn:

@@ -379,6 +379,15 @@ def test_captions_say_what_is_shown_over_how_many_seeds_on_which_images_and_what
         assert "× diverged" in found["history"][0].caption
 
 
+def test_in_a_report_that_has_all_strategies_they_look_as_in_its_other_figures() -> None:
+    played = play(study(EWC, L2)).all()
+    for labels, place in ((["naive", "l2", "ewc"], 2), (["naive", "ewc"], 0)):
+        cast = figures.Cast.of(labels)
+        found = studies.drawn(*tables(played), {"average_accuracy": "maximize"}, tuned_on_test=False, cast=cast)
+        (axis,) = visible(found["plasticity_stability"][0].figure)
+        assert same_color(axis.lines[0].get_color(), figures.Cast.of("abc").looks["abc"[place]].colour)
+
+
 def test_captions_say_which_way_is_better() -> None:
     played = play(study(EWC, objective=["average_accuracy", "forgetting"])).all()
     named = {"average_accuracy": "maximize", "forgetting": "minimize"}

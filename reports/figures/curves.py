@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from reports.figures import labels
 from reports.figures.drawn import Drawn, finished, mean_over, unfinished
-from reports.figures.interval import mean_interval
 from reports.figures.style import FAINT, STYLE, Cast, Look, figure, panels
+from reports.statistics import mean_interval
 
 PANELS = 12  # at most
 HEIGHTS = {1: 1.9, 2: 1.3, 3: 0.95}  # of a panel in inches, by the number of columns

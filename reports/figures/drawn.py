@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reports.figures.interval import KIND
 from reports.figures.style import Cast
+
+KIND = "95% Student t interval"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from reports.figures import labels
 from reports.figures.drawn import Drawn, mean_over, unfinished
-from reports.figures.interval import Interval, mean_interval
 from reports.figures.style import COLUMN, FAINT, STYLE, Cast, figure, panels
+from reports.statistics import Interval, mean_interval
 
 NAMES = 0.4 * COLUMN  # room for names, inches
 SEEDS = 0.075  # how far below a mean its seeds are drawn, inches
