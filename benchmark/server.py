@@ -50,7 +50,8 @@ def client(uri: str) -> MlflowClient:
     with explained(uri), quiet():
         from mlflow import MlflowClient
 
-        _connects(uri)
+        if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
+            connect(uri)
         made = MlflowClient(tracking_uri=uri)
         made.search_experiments(max_results=1)  # the first request makes the database; let it be quiet
         return made
@@ -128,24 +129,28 @@ def _reachable(uri: str) -> None:
         raise TrackingError(_down(uri, str(getattr(error, "reason", error)))) from None
 
 
-def _connects(uri: str) -> None:
-    """One attempt at a database, before MLflow makes its own, which last minutes.
+def connect(uri: str) -> list[str]:
+    """One attempt at a database, before a library makes its own, which may last minutes or write there.
 
     Args:
-        uri: tracking URI; anything but a database passes.
+        uri: of a database.
+
+    Returns:
+        The tables of a SQLite file; nothing of a server, whose databases have more than one owner.
     """
     from sqlalchemy import create_engine, inspect
 
-    if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
-        engine = create_engine(uri)
-        try:
-            with engine.connect() as connection:
-                # Logging a run is five commits, and each waits for the disk once instead of four times. What somebody
-                # else made stays as it is: on a network file system this mode is for one machine alone.
-                if uri.startswith("sqlite") and not inspect(connection).get_table_names():
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        finally:
-            engine.dispose()
+    engine = create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            tables = inspect(connection).get_table_names() if uri.startswith("sqlite") else []
+            # Logging a run is five commits, and each waits for the disk once instead of four times. What somebody else
+            # made stays as it is: on a network file system this mode is for one machine alone.
+            if uri.startswith("sqlite") and not tables:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            return list(tables)
+    finally:
+        engine.dispose()
 
 
 def _down(uri: str, reason: str) -> str:

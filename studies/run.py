@@ -169,7 +169,7 @@ def run(
         ResultsError: the results cannot be written.
         DataError: the images cannot be had.
     """
-    started = time.perf_counter()
+    started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
     with Store(out / (study.name + suffix)) as store:
         # Under the folder's lock: trials that another command is training are not orphans.
         opened = Storage.of(storage)
@@ -185,8 +185,8 @@ def run(
         answers, tested = _test(study, searchers, train, say)
         delivery.close(searchers, store.records, markdown(answers), tested, store.description()[1])
     whole = time.perf_counter() - started
-    rest = whole - train.seconds - delivery.seconds
-    seconds = {"all": whole, "training": train.seconds, "MLflow": delivery.seconds, "Optuna and the rest": rest}
+    parts = {"training": train.seconds, "MLflow": delivery.seconds, "Optuna": opened.seconds - earlier}
+    seconds = {"all": whole, **parts, "the rest": whole - sum(parts.values())}
     return Outcome(answers, store.folder, seconds, delivery.failure)
 
 

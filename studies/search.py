@@ -76,7 +76,8 @@ class Searcher:
     @property
     def ended(self) -> list[FrozenTrial]:
         """Trials that count: all that ended, but for those a killed command left behind, which have no seeds."""
-        return [t for t in self.optuna.get_trials(deepcopy=False, states=ENDED) if SEEDS in t.user_attrs]
+        with self.storage.explained():
+            return [t for t in self.optuna.get_trials(deepcopy=False, states=ENDED) if SEEDS in t.user_attrs]
 
     @property
     def complete(self) -> list[FrozenTrial]:
@@ -139,7 +140,8 @@ class Searcher:
             return plasticity.chosen(well, self.study.table.plasticity)
         signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]
         # One told as the worst value is nothing to report, even where all are.
-        front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
+        with self.storage.explained():
+            front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
         return max(front, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)), default=None)
 
     def _sampler(self, seed: int) -> BaseSampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,8 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy import create_engine, inspect, make_url
 
-from benchmark.server import redacted
+from benchmark.server import connect, redacted
 
 JOURNALS = (".journal", ".log")
 """What the name of a journal file ends with."""
@@ -23,17 +23,20 @@ class StudyError(Exception):
     """A study that cannot be opened or continued."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Storage:
     """An Optuna storage.
 
     Attributes:
         name: what messages call it, without secrets.
         optuna: the storage itself.
+        seconds: spent in calls to Optuna.
     """
 
     name: str
     optuna: BaseStorage
+    seconds: float = 0.0
+    _depth: int = 0
 
     @classmethod
     def of(cls, storage: str | BaseStorage | Storage) -> Storage:
@@ -50,9 +53,10 @@ class Storage:
             return storage
         if isinstance(storage, BaseStorage):
             return cls(type(storage).__name__, storage)
-        name = redacted(storage)
+        name, began = redacted(storage), time.perf_counter()
         with _explained(name):
-            return cls(name, _opened(storage))
+            opened = _opened(storage)
+        return cls(name, opened, seconds=time.perf_counter() - began)
 
     def names(self) -> list[str]:
         """Of the studies that are there.
@@ -63,9 +67,17 @@ class Storage:
         with self.explained():
             return optuna.get_all_study_names(self.optuna)
 
-    def explained(self) -> contextlib.AbstractContextManager[None]:
-        """Around calls to Optuna: whatever goes wrong there becomes a `StudyError`."""
-        return _explained(self.name)
+    @contextlib.contextmanager
+    def explained(self) -> Generator[None, None, None]:
+        """Around calls to Optuna, which are timed; whatever goes wrong there becomes a `StudyError`."""
+        began, self._depth = time.perf_counter(), self._depth + 1
+        try:
+            with _explained(self.name):
+                yield
+        finally:
+            self._depth -= 1
+            if not self._depth:  # of calls within calls the outer one counts
+                self.seconds += time.perf_counter() - began
 
 
 @contextlib.contextmanager
@@ -99,33 +111,15 @@ def _opened(where: str) -> BaseStorage:
     Raises:
         ValueError: it is neither, or belongs to something else.
     """
-    if "://" in where:
-        _refuse_foreign(where)
-        return RDBStorage(where)
-    if not where.endswith(JOURNALS):
+    if "://" not in where:
+        if where.endswith(JOURNALS):
+            return _journal(Path(where))
         raise ValueError("expected a URL such as sqlite:///optuna.db, or a journal file that ends in .journal or .log")
-    return _journal(Path(where))
-
-
-def _refuse_foreign(url: str) -> None:
-    """Optuna would write its tables into any database; a SQLite file has one owner, a server may have many.
-
-    Args:
-        url: of the storage.
-
-    Raises:
-        ValueError: it is a SQLite file with tables, and none of them is Optuna's.
-    """
-    made = make_url(url)
-    if made.get_backend_name() != "sqlite" or not Path(made.database or "").is_file():
-        return
-    engine = create_engine(url)
-    try:
-        tables = inspect(engine).get_table_names()
-    finally:
-        engine.dispose()
-    if tables and not {"studies", "trials"} <= {*tables}:
-        raise ValueError(f"it is a database of something else, with tables {', '.join(tables[:3])}, ...")
+    if where.startswith("sqlite"):
+        tables = connect(where)
+        if tables and not {"studies", "trials"} <= {*tables}:  # Optuna would add its own
+            raise ValueError(f"it is a database of something else, with tables {', '.join(tables[:3])}, ...")
+    return RDBStorage(where)
 
 
 def _journal(path: Path) -> JournalStorage:

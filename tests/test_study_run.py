@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -247,8 +248,19 @@ def test_a_grid_that_begins_at_0_trains_fine_tuning_itself(two: Done) -> None:
 def test_the_time_is_divided_into_what_it_went_into(two: Done) -> None:
     seconds = dict(two.outcome.seconds)
     whole = seconds.pop("all")
-    assert 0 < seconds["training"] < whole and sum(seconds.values()) == pytest.approx(whole)
-    assert f"{whole:.0f} s" in two.outcome.timing()
+    assert {*seconds} == {"training", "MLflow", "Optuna", "the rest"}
+    assert all(0 < seconds[what] < whole for what in ("training", "Optuna", "the rest"))
+    assert sum(seconds.values()) == pytest.approx(whole)
+    assert re.fullmatch(
+        r"time     \d+ s: training \d+ s \(\d+%\), MLflow 0 s \(0%\), Optuna \d+ s \(\d+%\), the rest .*",
+        two.outcome.timing(),
+    )
+
+
+def test_of_two_studies_in_one_storage_each_has_its_own_share_of_the_time(tmp_path: Path) -> None:
+    opened = Storage.of(InMemoryStorage())
+    done = [go(made({"trials": 1, "seeds": 1}, name=name), tmp_path, opened) for name in ("one", "two")]
+    assert sum(each.outcome.seconds["Optuna"] for each in done) == pytest.approx(opened.seconds)
 
 
 def test_under_test_oracle_nothing_is_trained_again_and_nothing_is_between_promise_and_report(tmp_path: Path) -> None:

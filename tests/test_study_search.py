@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ from optuna.trial import TrialState
 from studies import objectives
 from studies.search import DECADES, Searcher, StudyError, free_suffix, grid
 from studies.spec import Search
+from tests.test_end_to_end import environment
 from tests.test_study_spec import made
 
 SAMPLERS = pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
@@ -190,6 +193,12 @@ def test_gp_goes_straight_for_the_best() -> None:
     asker = searcher(sampler="gp")
     first, second = ([abs(math.log10(lam) - 3) for lam in batch(asker)] for _ in range(2))
     assert min(first) > 0.9 and min(second) < 0.05
+
+
+def test_gp_has_nothing_to_say_of_packages_that_are_not_there() -> None:
+    code = "from tests.test_study_search import *; asker = searcher(sampler='gp'); batch(asker); batch(asker)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_batch_spreads_although_none_of_it_is_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:

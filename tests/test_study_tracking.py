@@ -23,6 +23,7 @@ from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
 from studies import objectives, plasticity
 from studies.delivery import Delivery
+from studies.storage import Storage
 from tests.synthetic_study import EWC, L2, SEEDS, TASKS, Played, matrix, play, study
 
 PARENT = "mlflow.parentRunId"
@@ -489,4 +490,6 @@ def test_a_database_made_here_commits_fast_and_one_that_was_there_stays_as_it_is
     with pytest.raises(TrackingError):  # no schema of MLflow's
         Tracker(f"sqlite:///{tmp_path / 'theirs.db'}", "x", tmp_path)
     Tracker(f"sqlite:///{tmp_path / 'ours.db'}", "x", tmp_path)
-    assert (mode(tmp_path / "theirs.db"), mode(tmp_path / "ours.db")) == ("delete", "wal")
+    Storage.of(f"sqlite:///{tmp_path / 'optuna.db'}")
+    modes = {path.stem: mode(path) for path in tmp_path.glob("*.db")}
+    assert modes == {"theirs": "delete", "ours": "wal", "optuna": "wal"}
