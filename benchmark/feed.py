@@ -239,21 +239,19 @@ class Lesson:
         self._sources, self._recalls = tuple(run.strategy.trains_on(task)), run.strategy.recalls
         self._size = min(run.recipe.batch_size, run.images(task, pool.tasks))
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Batch, Tensor]]:
-        """The steps of an epoch.
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What steps differ in: ids and keys of samples, (R, B) each, and random numbers (R, recalls) for a memory.
 
         Args:
             epoch: from 0.
-
-        Yields:
-            A batch (R, B), and random numbers (R, recalls) for the strategy's memory.
         """
         device = self.feed.pool.x.device
         ids = self.ids(epoch).to(device)
-        keys, draws = self.feed.keys(ids), self._draws(epoch, len(ids)).to(device)
-        source = self._sources[0] if len(self._sources) == 1 else None
-        for step, key, drawn in zip(ids, keys, draws, strict=True):
-            yield self.feed.batch(step, key, self.task, source), drawn
+        return zip(ids, self.feed.keys(ids), self._draws(epoch, len(ids)).to(device), strict=True)
+
+    def batch(self, ids: Tensor, keys: Tensor) -> Batch:
+        """The samples of a step; arguments as `epoch` yields them."""
+        return self.feed.batch(ids, keys, self.task, self._sources[0] if len(self._sources) == 1 else None)
 
     def fetch(self, asked: Params, batch: Batch) -> Batch:
         """The samples a memory asked for.

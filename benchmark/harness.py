@@ -21,9 +21,10 @@ from benchmark.data import ImageSet
 from benchmark.executors import Cancelled, side_by_side
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
-from benchmark.learner import Learner, lift, like, tree_map
+from benchmark.learner import Learner, lift, like
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Evaluation, Result, Run
+from benchmark.trees import tree_map
 from strategies import registry
 from strategies.base import FinishedTask, Hparams, Params, Setting, State, check_state
 from strategies.naive import Naive

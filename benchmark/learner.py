@@ -18,6 +18,8 @@ from torch.func import functional_call, vmap
 
 from benchmark.feed import Feed, Lesson
 from benchmark.recipe import Recipe
+from benchmark.replay import replayed
+from benchmark.trees import tree_map
 from strategies.base import Batch, Hparams, Loss, Network, Params, State, Step, Strategy, masked
 
 # Values of the widest layer an evaluation pass of all runs together: bounds memory, changes nothing else.
@@ -74,16 +76,6 @@ def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...
         return tree_map(lambda t: t.unsqueeze(0), fn(*alone))
 
     return solo
-
-
-def tree_map(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply `fn` to every tensor of nested dictionaries and tuples."""
-    if isinstance(tree, Tensor):
-        return fn(tree)
-    if isinstance(tree, dict):
-        return {k: tree_map(fn, v) for k, v in tree.items()}
-    parts = [tree_map(fn, v) for v in tree]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
 
 
 class Learner:
@@ -217,13 +209,17 @@ class Learner:
         Returns:
             The strategy's state after the last step.
         """
-        done = 0
+
+        def plain(ids: Tensor, keys: Tensor, draws: Tensor, state: State) -> tuple[Tensor, State]:
+            # Evaluation after a step leaves the network in eval mode.
+            self.model.train(not frozen_batchnorm)
+            return self._step(lesson, lesson.batch(ids, keys), draws, strategy, state, hparams)
+
+        step, done = replayed(plain), 0
         for epoch in range(lesson.epochs):
             total, begun = torch.zeros(self.runs, dtype=self.recipe.dtype, device=self.device), done
-            for batch, draws in lesson.epoch(epoch):
-                # Evaluation after a step leaves the network in eval mode.
-                self.model.train(not frozen_batchnorm)
-                loss, state = self._step(lesson, batch, draws, strategy, state, hparams)
+            for ids, keys, draws in lesson.epoch(epoch):
+                loss, state = step(ids, keys, draws, state)
                 total += loss
                 done += 1
                 every_step(done)

@@ -27,10 +27,11 @@ from benchmark import data, models, scenarios
 from benchmark.data import ImageSet
 from benchmark.executors import side_by_side, workers_for
 from benchmark.feed import Feed, Lesson, Pool
-from benchmark.learner import Learner, lift, tree_map
+from benchmark.learner import Learner, lift
 from benchmark.plan import chunks
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
+from benchmark.trees import tree_map
 from strategies import ER, EWC, LwF, Naive, Params, Setting, State, Strategy, fisher
 
 ROUNDS, STEPS, EPOCH = 5, 120, 600

@@ -2,7 +2,8 @@
 
 A strategy is a frozen dataclass of pure functions over dictionaries of tensors. Every method is written for **one**
 run; the harness lifts it over a stack of runs with `torch.func.vmap`. So a method must not call `.item()`, branch on a
-tensor's value, write into its arguments or draw random numbers: what is random comes in as an argument.
+tensor's value, write into its arguments or draw random numbers: what is random comes in as an argument. What is done in
+every step is recorded and replayed (`benchmark.replay`): a method that does anything beside does it in two steps only.
 
 Two kinds of fields:
 

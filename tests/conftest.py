@@ -36,6 +36,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is replayed, so that a test may listen inside of every one."""
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+
+
 def make_run(strategy: Strategy | None = None, *, seed: int = 0, tasks: int = 2, **recipe: object) -> Run:
     """A run of `permuted-digits`, quick and in float64 unless the recipe says otherwise."""
     scenario = scenarios.resolve({"name": "permuted-digits", "tasks": tasks})

@@ -41,6 +41,11 @@ def images(
     return ImageSet(f"made-{seed}", **parts, shape=(1, 2, 3), classes=len(train), scale=255.0)
 
 
+def first_batch(lesson: Lesson) -> Batch:
+    ids, keys, _ = next(lesson.epoch(0))
+    return lesson.batch(ids, keys)
+
+
 def scenario(name: str, **options: object) -> Scenario:
     return scenarios.resolve({"name": f"{name}-digits", **options})
 
@@ -176,7 +181,7 @@ def test_where_a_memory_has_nothing_to_give_samples_of_the_batch_stand_in(case):
     """It has nothing at first, in some runs longer than in others; what stands in must be fit to compute with."""
     tasks = len(CASES[case][1])
     lesson = lesson_of(case, tasks)
-    batch, _ = next(lesson.epoch(0))
+    batch = first_batch(lesson)
     recalled = [(1, images_of(case, seed, 1)[2]) for seed in SEEDS]
     ids = torch.full((len(SEEDS), 7), -1)  # more than the batch has
     ids[1, 3], ids[2, 0] = place(case, *recalled[1]), place(case, *recalled[2])
@@ -194,7 +199,7 @@ def test_where_a_memory_has_nothing_to_give_samples_of_the_batch_stand_in(case):
 
 def test_what_a_memory_asked_for_comes_with_what_it_kept():
     lesson = lesson_of("permuted", task=3)
-    batch, _ = next(lesson.epoch(0))
+    batch = first_batch(lesson)
     ids = torch.tensor([[5, 40], [6, 41], [7, 42], [8, 43]])
     found = lesson.fetch({"id": ids, "logits": torch.arange(4)}, batch)
     assert found.kept.keys() == {"logits"} and torch.equal(found.kept["logits"], torch.arange(4))
@@ -328,8 +333,11 @@ def test_what_a_run_sees_depends_on_its_seed_and_on_no_neighbour(case):
             alone = lesson_of(case, task, [seed], strategy=Recalling(many=3))
             assert (alone.steps, alone.epochs, alone.an_epoch) == (together.steps, together.epochs, together.an_epoch)
             for epoch in range(together.epochs):
-                for (batch, draws), (own, own_draws) in zip(together.epoch(epoch), alone.epoch(epoch), strict=True):
+                for (*seen, draws), (*own_seen, own_draws) in zip(
+                    together.epoch(epoch), alone.epoch(epoch), strict=True
+                ):
                     assert torch.equal(draws[run], own_draws[0])
+                    batch, own = together.batch(*seen), alone.batch(*own_seen)
                     assert all(torch.equal(a[run], b[0]) for a, b in zip(batch[:-1], own[:-1], strict=True))
 
 
@@ -402,7 +410,7 @@ def test_the_union_of_tasks_is_gone_through_as_one(case, length):
         for start in range(0, len(ids), a_pass):
             seen = Counter(ids[start : start + a_pass, run].flatten().tolist())
             assert set(seen) <= set(own) and set(seen.values()) == {1}
-    batch, _ = next(lesson.epoch(0))
+    batch = first_batch(lesson)
     assert len(batch.task.unique()) > 1
     size = len(feed.pool.y)
     chosen = [
@@ -485,7 +493,9 @@ def test_keys_never_change_from_release_to_release():
 
 def test_a_batch_carries_the_keys_of_its_samples():
     lesson = lesson_of("split, shuffled", 2)
-    for batch, _ in lesson.epoch(0):
+    for ids, keys, _ in lesson.epoch(0):
+        batch = lesson.batch(ids, keys)
+        assert torch.equal(batch.id, ids)
         assert torch.equal(batch.key, lesson.feed.keys(batch.id))
     recalled = lesson.fetch({"id": batch.id.flip(1)}, batch)
     assert torch.equal(recalled.key, batch.key.flip(1))
@@ -496,7 +506,7 @@ def test_draws_are_new_each_step_epoch_and_task_and_the_same_for_a_seed():
     for task in (1, 2):
         lesson = lesson_of("permuted", task, strategy=Recalling(many=5))
         for epoch in range(lesson.epochs):
-            drawn += [draws for _, draws in lesson.epoch(epoch)]
+            drawn += [draws for *_, draws in lesson.epoch(epoch)]
     assert {(d.shape, d.dtype) for d in drawn} == {((4, 5), torch.float64)}
     values = torch.stack(drawn)
     assert torch.equal(values[:, 0], values[:, 2])  # one seed twice
@@ -506,7 +516,7 @@ def test_draws_are_new_each_step_epoch_and_task_and_the_same_for_a_seed():
 
 
 def test_a_strategy_that_recalls_nothing_is_handed_no_draws():
-    assert all(draws.shape == (4, 0) for _, draws in lesson_of("permuted").epoch(0))
+    assert all(draws.shape == (4, 0) for *_, draws in lesson_of("permuted").epoch(0))
 
 
 # Tests

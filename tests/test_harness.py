@@ -142,7 +142,7 @@ def test_batchnorm_statistics_of_a_stack_equal_those_of_each_network():
             torch.testing.assert_close(learner.buffers[k][r], b, rtol=0, atol=1e-15)
 
 
-def test_strategies_of_one_seed_see_the_same_start_and_the_same_batches(monkeypatch):
+def test_strategies_of_one_seed_see_the_same_start_and_the_same_batches(monkeypatch, step_by_step):
     seen = {}
     inner = Learner._step
 
@@ -302,7 +302,7 @@ def test_evaluation_while_training_changes_nothing_but_the_trace():
     assert not results[plain.key].trace
 
 
-def test_iterations_count_steps_whatever_the_epoch(monkeypatch):
+def test_iterations_count_steps_whatever_the_epoch(monkeypatch, step_by_step):
     steps = []
     inner = Learner._step
     monkeypatch.setattr(Learner, "_step", lambda self, *args: steps.append(1) or inner(self, *args))
@@ -371,7 +371,7 @@ def test_what_a_job_sets_for_itself_does_not_reach_the_caller(workers):
     assert torch.get_num_threads() == threads
 
 
-def test_a_state_that_keeps_what_it_was_handed_is_not_changed_by_training(monkeypatch):
+def test_a_state_that_keeps_what_it_was_handed_is_not_changed_by_training(step_by_step):
     states = []
 
     @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""A step of training, recorded once as a list of its operations and replayed without what found them.
+
+To lift a loss over a stack, to differentiate it and to call modules costs the interpreter as much time as a small
+network costs arithmetic. All steps of a lesson do the same. So the first one runs plainly, the second is written down
+where PyTorch hands operations to the device, below `vmap` and automatic differentiation, and the others follow that
+list: the same operations on the same memory, so the same results to the bit.
+
+That asks of a step what the contract asks of strategies anyway: it is a function of tensors whose shapes stay what they
+are, it does not branch on their values, and does nothing beside. One that looks at values through `item` or a shape
+made of them is never replayed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from benchmark.trees import leaves, regrown, tree_map
+
+ATEN = torch.ops.aten
+VALUE, SHAPE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+
+
+def replayed(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, faster from its third call on.
+
+    Args:
+        step: takes and returns tensors, or dictionaries and tuples of them, of equal shapes at each call. It may read
+            and write tensors that it does not take, but these must stay where they are in memory.
+    """
+    calls, current = 0, step
+
+    def call(*args: Any) -> Any:
+        nonlocal calls, current
+        calls += 1
+        # The first call makes what is made once: caches, the optimiser's moments.
+        if calls != 2:
+            return current(*args)
+        # Tensors of their own: one that comes in twice now, or is known from elsewhere, need not be so next time.
+        inputs = [t.detach() for t in leaves(args)]
+        with _Recorder(inputs) as recorder:
+            result = step(*regrown(args, inputs))
+        current = recorder.replay(result) or step
+        return result
+
+    return call
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation while it is the context.
+
+    Tensors that come from elsewhere are constants, and so are views of constants: these are made once.
+
+    Args:
+        inputs: tensors that are others at each call.
+    """
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._graph, self._constants = fx.Graph(), SimpleNamespace()
+        # Names of tensors, for as long as they live: of what was made or put in, and of constants.
+        self._made, self._constant = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._reads_values = False
+        for i, t in enumerate(inputs):
+            self._made[t] = self._graph.placeholder(f"input{i}")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and write it down."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self._reads_values |= _reads_values(func, args)
+        if func is ATEN.lift_fresh.default:
+            # What the code has as a constant, `torch.tensor(2.0)`, is a new tensor each time: it may be written into.
+            func, args = ATEN.clone.default, (args[0].clone(),)
+        elif func.namespace == "profiler" or (func.is_view and args[0] not in self._made):
+            return result
+        node = self._graph.call_function(func, *self._named((tuple(args), kwargs)))
+        if isinstance(result, Tensor):
+            self._made[result] = node
+        elif isinstance(result, tuple | list):
+            for i, t in enumerate(result):
+                if isinstance(t, Tensor):
+                    self._made[t] = self._graph.call_function(operator.getitem, (node, i))
+        return result
+
+    def _named(self, values: Any) -> Any:
+        return fx.node.map_aggregate(values, lambda v: self._name(v) if isinstance(v, Tensor) else v)
+
+    def _name(self, t: Tensor) -> fx.Node:
+        if t in self._made:
+            made: fx.Node = self._made[t]
+            return made
+        if t not in self._constant:
+            self._constant[t] = f"constant{len(vars(self._constants))}"
+            setattr(self._constants, self._constant[t], t.detach())
+        return self._graph.get_attr(self._constant[t])
+
+    def replay(self, result: Any) -> Callable[..., Any] | None:
+        """What was recorded, as a function of trees like the recorded call's; None where it would not be the same.
+
+        Args:
+            result: what the recorded call returned.
+        """
+        if self._reads_values:
+            return None
+        self._graph.output(self._named(tuple(leaves(result))))
+        code = self._graph.python_code("self")
+        exec(code.src, code.globals)
+        forward, constants, shape = code.globals["forward"], self._constants, tree_map(lambda t: torch.empty(0), result)
+
+        def play(*args: Any) -> Any:
+            with torch.no_grad():
+                return regrown(shape, forward(constants, *leaves(args)))
+
+        return play
+
+
+def _reads_values(func: Any, args: Any) -> bool:
+    """Whether Python learns something of a tensor's values from an operation, be it how many there are of a kind."""
+    if func is ATEN.index.Tensor:
+        return any(index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1])
+    return VALUE in func.tags or SHAPE in func.tags

@@ -1,0 +1,137 @@
+"""Steps that are recorded and replayed: the same numbers as without, and what may not be replayed is not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import vmap
+
+from benchmark.models import Model
+from benchmark.recipe import Recipe
+from benchmark.replay import replayed
+from strategies import EWC, EWCKfac, Naive
+from strategies.agem import AGEM
+from strategies.derpp import DERpp
+from strategies.er import ER
+from strategies.lwf import LwF
+from strategies.rwalk import RWalk
+from strategies.si import SI
+from tests.conftest import make_run
+from tests.test_harness import final_parameters
+
+REPLAY = {"memory": 30, "replay_batch": 10}
+STRATEGIES = (
+    *(Naive(), EWC(lam=50), EWCKfac(lam=5), SI(lam=2), RWalk(lam=2), LwF()),
+    *(ER(**REPLAY), ER(share="task", **REPLAY), DERpp(**REPLAY), AGEM(**REPLAY)),
+)
+
+
+def calls_of(step):
+    """The step, replayed from its third call on, and how often its own code ran."""
+    ran = []
+
+    def counted(*args):
+        ran.append(1)
+        return step(*args)
+
+    return replayed(counted), ran
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.name}-{getattr(s, 'share', '')}")
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)], ids=["alone", "stacked"])
+def test_a_replayed_run_equals_one_trained_step_by_step_to_the_bit(strategy, seeds, monkeypatch):
+    runs = [make_run(strategy, seed=seed, precision="float32", batchnorm="freeze-after-first") for seed in seeds]
+    replaying = final_parameters(runs)
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+    plain = final_parameters(runs)
+    for run in runs:
+        assert all(torch.equal(p, plain[run.key][k]) for k, p in replaying[run.key].items())
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.01},
+        {"optimizer": "adamw", "optimizer_state": "keep", "evaluate_every": 3},
+        {"precision": "bfloat16", "batchnorm": "update"},
+    ],
+    ids=lambda r: next(iter(r.values())),
+)
+@pytest.mark.parametrize("model", ["mlp-bn", "cnn"])
+def test_recipes_and_networks_replay_to_the_bit(recipe, model, monkeypatch):
+    runs = [make_run(EWC(lam=50), seed=seed, epochs=None, iterations=8, **recipe) for seed in (0, 1)]
+    runs = [dataclasses.replace(run, model=Model(model)) for run in runs]
+    replaying = final_parameters(runs)
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+    plain = final_parameters(runs)
+    for run in runs:
+        assert all(torch.equal(p, plain[run.key][k]) for k, p in replaying[run.key].items())
+
+
+def test_the_code_of_a_step_runs_twice_and_the_rest_is_replayed():
+    weights = torch.randn(3, 4)
+    step, ran = calls_of(lambda x: (vmap(torch.dot)(x, weights).exp(), {"twice": 2 * x}))
+    for _ in range(6):
+        x = torch.randn(3, 4)
+        value, rest = step(x)
+        assert torch.equal(value, (x * weights).sum(1).exp()) or torch.allclose(value, (x * weights).sum(1).exp())
+        assert torch.equal(rest["twice"], 2 * x)
+    assert len(ran) == 2
+
+
+def test_a_replay_reads_and_writes_the_tensors_a_step_closes_over():
+    total, weight = torch.zeros(3), torch.ones(3)
+
+    def step(x):
+        total.add_(x * weight.view(3))
+        return total.clone(), weight.flip(0)
+
+    step, ran = calls_of(step)
+    for i in range(1, 6):
+        weight.fill_(i)
+        found, _ = step(torch.ones(3))
+    assert len(ran) == 2 and found.tolist() == total.tolist() == [15.0] * 3
+
+
+def test_constants_of_the_code_are_new_each_time():
+    step, ran = calls_of(lambda x: torch.tensor([1.0, 2.0]).add_(x))
+    assert [step(torch.ones(2)).tolist() for _ in range(5)] == [[2.0, 3.0]] * 5 and len(ran) == 2
+
+
+def test_one_tensor_given_for_two_arguments_in_the_recorded_call_is_two_in_another():
+    step, ran = calls_of(lambda a, b: a - b)
+    one, other = torch.ones(2), torch.zeros(2)
+    step(one, one), step(one, one)
+    assert step(one, other).tolist() == [1.0, 1.0] and len(ran) == 2
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x + (1.0 if x.sum().item() > 0 else -1.0),
+        lambda x: x + (1.0 if bool((x > 0).all()) else -1.0),
+        lambda x: x[x > 0].sum() * len(x[x > 0]),
+        lambda x: x.sum() * len(torch.nonzero(x > 0)),
+    ],
+    ids=["item", "bool", "mask", "nonzero"],
+)
+def test_a_step_that_looks_at_values_is_never_replayed(step):
+    seen, ran = calls_of(step)
+    for x in (torch.ones(3), torch.ones(3), -torch.ones(3), torch.tensor([1.0, -1.0, 2.0])):
+        assert torch.equal(seen(x), step(x))
+    assert len(ran) == 4
+
+
+def test_gradients_are_not_followed_through_a_replay():
+    weight = torch.ones(3, requires_grad=True)
+    step, _ = calls_of(lambda x: torch.autograd.grad((weight * x).square().sum(), weight)[0])
+    assert [step(torch.full((3,), float(i))).tolist() for i in range(4)] == [[2.0 * i * i] * 3 for i in range(4)]
+    assert not step(torch.ones(3)).requires_grad
+
+
+def test_a_lesson_of_one_step_is_not_recorded(monkeypatch):
+    monkeypatch.setattr("benchmark.replay._Recorder", None)
+    run = make_run(epochs=None, iterations=1)
+    assert Recipe(iterations=1).steps(100)[1] == 1 and final_parameters([run])
