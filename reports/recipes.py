@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -70,12 +71,22 @@ def groups(runs: pd.DataFrame, *, allow_mixed: bool = False) -> list[Group]:
             f"these runs were not all trained and tested alike: {_listed(runs, differing)}. Choose some with --run "
             "(an overview's id stands for its runs), or give --allow-mixed for a section each"
         )
-    found = []
-    for values, own in runs.groupby(differing, sort=False, dropna=False):
+    parts = list(runs.groupby(differing, sort=False, dropna=False))
+    for _, own in parts:
         _one_setting_a_label(own)
-        told = [f"{FIELDS[name]} {_text(value)}" for name, value in zip(differing, values, strict=True)]
-        found.append(Group(", ".join(told), own.reset_index(drop=True)))
-    return found
+    return [
+        Group(title, own.reset_index(drop=True))
+        for title, (_, own) in zip(_titles(parts, differing), parts, strict=True)
+    ]
+
+
+def _titles(parts: list[tuple[Any, pd.DataFrame]], differing: list[str]) -> list[str]:
+    """Names of the experiments where these tell the groups apart, else what differs."""
+    names = [", ".join(dict.fromkeys(own["experiment"])) for _, own in parts]
+    if len(set(names)) == len(names):
+        return names
+    told = [zip(differing, values, strict=True) for values, _ in parts]
+    return [", ".join(f"{FIELDS[name]} {_text(value)}" for name, value in each) for each in told]
 
 
 def recipe(runs: pd.DataFrame) -> dict[str, str]:

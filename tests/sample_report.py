@@ -1,0 +1,69 @@
+"""The sample report of `docs/`, made again from the results that are stored here.
+
+`tests/data/mnist-fashion` is what `forgetbench run mnist-fashion seeds=10` left in its folder. Delivered to a tracking
+database of its own, it gives the report: `python -m tests.sample_report` writes it anew after a change of reports.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmark import experiment
+from benchmark.tracking import Tracker
+from reports import document, load, overview, write
+
+HERE = Path(__file__).parent
+STORED = HERE / "data" / "mnist-fashion"
+STRUCTURE = STORED / "figures.json"
+SAMPLE = HERE.parent / "docs" / "sample-report"
+COMMAND = "forgetbench report --experiment mnist-fashion --format md -o docs/sample-report"
+
+
+def made(folder: Path) -> document.Document:
+    """The report's document, by way of a tracking database in this folder."""
+    results = shutil.copytree(STORED, folder / "out" / STORED.name)
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    experiment.sync(results, Tracker(uri, STORED.name, folder / "mlartifacts"), overview)
+    return document.build(load.load(uri))
+
+
+def written(report: document.Document, folder: Path) -> None:
+    write.write(report, folder, formats=("md",), command=COMMAND)
+
+
+def structure(figure: Figure) -> list[dict[str, Any]]:
+    """What a figure shows, whatever its pixels: of each panel its words and how many lines, bands and images it has."""
+    return [
+        {
+            "title": axis.get_title() or axis.get_title(loc="left"),
+            "x": axis.get_xlabel(),
+            "y": axis.get_ylabel(),
+            "words": sorted(text.get_text() for text in axis.texts if text.get_text()),
+            "lines": len(axis.lines),
+            "collections": len(axis.collections),
+            "images": len(axis.images),
+        }
+        for axis in figure.axes
+        if axis.get_visible()
+    ]
+
+
+def structures(report: document.Document) -> dict[str, Any]:
+    return {name: structure(drawn.figure) for name, drawn in report.every_figure.items()}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        report = made(Path(folder))
+        written(report, SAMPLE)
+    STRUCTURE.write_text(json.dumps(structures(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
