@@ -173,8 +173,11 @@ def study_table(answers: Sequence[Answer]) -> Table:
     n = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
     protocols = {a.protocol for a in answers}
     caption = f"tested: mean and 95% interval (Student's t) over n = {n} seeds; gap: tested less promised"
+    caption += "; first-k is tested on other tasks than it promises for" if "first-k" in protocols else ""
+    caption += "; two-dataset promises for another dataset" if "two-dataset" in protocols else ""
+    caption += "; test-oracle is TUNED ON TEST" if "test-oracle" in protocols else ""
     table = Table(
-        caption=caption + ("; test-oracle is TUNED ON TEST" if "test-oracle" in protocols else ""),
+        caption=caption,
         caption_justify="left",
         box=None,
         pad_edge=False,

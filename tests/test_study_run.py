@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import re
 import types
@@ -16,12 +17,14 @@ import pytest
 import torch
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 
 from benchmark import data, plan
 from benchmark.data import ImageSet
 from benchmark.feed import Feed
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
+from benchmark.terminal import study_table
 from strategies import EWC, FinishedTask, Params
 from studies import objectives, spec
 from studies import run as studying
@@ -494,3 +497,35 @@ def test_a_setting_is_shown_short() -> None:
     assert (
         studying.shown({"lam": 12345.678, "estimator": "exact", "draws": 3}) == "lam=1.23e+04, estimator=exact, draws=3"
     )
+
+
+def printed(*answers: Answer) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(study_table(answers))
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+def test_the_table_has_the_setting_what_was_promised_what_was_tested_the_gap_and_how_flat_it_is() -> None:
+    answer = Answer(
+        "ewc[estimator=exact]",
+        {"lam": 1234.5},
+        trials=(8, 1),
+        promised={"average_accuracy": 0.9},
+        tested={"average_accuracy": [0.8, 0.85, 0.9]},
+        flat={"lam": (100.0, 2e4)},
+    )
+    said = printed(answer)
+    row = "ewc[estimator=exact] lam=1.23e+03 average accuracy 90.0 85.0 ± 12.4 -5.0 lam 100 to 2e+04 8, 1 failed"
+    assert row in said and "n = 3 seeds" in said and "TUNED" not in said and "first-k" not in said
+
+
+def test_what_a_gap_is_not_made_of_the_same_tasks_by_is_said_under_the_table() -> None:
+    answer = Answer("ewc", {"lam": 1.0}, (8, 0), {"bwt": 0.0}, {"bwt": [0.0, 0.1]})
+    notes = {
+        "first-k": "first-k is tested on other tasks than it promises for",
+        "two-dataset": "two-dataset promises for another dataset",
+        "test-oracle": "test-oracle is TUNED ON TEST",
+    }
+    for protocol, note in notes.items():
+        said = printed(dataclasses.replace(answer, protocol=protocol))
+        assert note in said and sum(other in said for other in notes.values()) == 1
