@@ -62,7 +62,7 @@ def tuning(overview: Overview, runs: pd.DataFrame, spoken: Mapping[str, str]) ->
     header = ["strategy", "best setting", "trials", "promised", "tested", "gap", "λ within 1 point", "training"]
     shown = [[spoken.get(row["strategy"], row["strategy"]), *_cells(row)] for row in rows]
     caption = (
-        f"The best of each strategy's trials by {objective.replace('_', ' ')}: its mean over tuning seeds, in per "
+        f"The setting chosen for each strategy: its mean {objective.replace('_', ' ')} over tuning seeds, in per "
         "cent, and that of fresh seeds on the test set (± half the width of the 95% interval, Student's t)."
     )
     words = PROTOCOLS.get(protocol, protocol)

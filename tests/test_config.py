@@ -196,7 +196,7 @@ def test_a_whole_strategy_can_be_replaced() -> None:
         ("train.lr=fast", "train.lr: expected a valid number"),
         ("train.lr=", "train.lr: expected a valid number"),
         ("strategy=3", "strategy: expected a valid list, got 3"),
-        ("train=3", "train: expected a valid dictionary"),
+        ("train=3", "train: expected a table, got 3"),
     ],
 )
 def test_a_wrong_override_is_said_in_one_line(override: str, message: str) -> None:
