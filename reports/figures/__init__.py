@@ -1,6 +1,6 @@
 """Figures of results for papers: tidy frames in, figures with captions out.
 
-Every function takes frames as in `reports.tables` and a `Cast`, the strategies of the report, which gives each of them
+Every function takes frames as in `reports.load` and a `Cast`, the strategies of the report, which gives each of them
 the same colour, marker and name wherever it appears. What comes back is a `Drawn`: the matplotlib figure, one column
 (3.3 inches) wide, and the caption that says what is shown, which interval, and n. `save` writes it, `every` draws all.
 """

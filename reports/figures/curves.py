@@ -22,7 +22,7 @@ def accuracy_over_tasks(accuracy: pd.DataFrame, cast: Cast | None = None) -> Dra
     Of more than eleven tasks, eleven spread over the sequence have a panel.
 
     Args:
-        accuracy: one row a cell, see `reports.tables`.
+        accuracy: one row a cell, see `reports.load`.
         cast: of the report; by default the strategies here.
     """
     cast = cast or Cast.of(accuracy["strategy"])

@@ -19,7 +19,7 @@ def forgetting_by_task(accuracy: pd.DataFrame, cast: Cast | None = None) -> Draw
     """Drop from a task's best accuracy to its final one: a panel a task, or a curve over many tasks.
 
     Args:
-        accuracy: one row a cell of two tasks or more, see `reports.tables`.
+        accuracy: one row a cell of two tasks or more, see `reports.load`.
         cast: of the report; by default the strategies here.
     """
     cast = cast or Cast.of(accuracy["strategy"])
@@ -42,7 +42,7 @@ def dropped(accuracy: pd.DataFrame) -> pd.DataFrame:
     """f_j = max_{j≤l<T} a[l, j] - a[T, j] of every run that finished: `strategy, seed, task (1..T-1), forgetting`.
 
     Args:
-        accuracy: one row a cell, see `reports.tables`.
+        accuracy: one row a cell, see `reports.load`.
     """
     last, keys = accuracy["task"].max(), ["strategy", "seed", "task"]
     old = accuracy[accuracy["task"] < last]

@@ -25,7 +25,7 @@ def accuracy_matrices(accuracy: pd.DataFrame, cast: Cast | None = None) -> Drawn
     """Mean accuracy on every task after every task, in per cent: rows are tasks trained, columns tasks tested.
 
     Args:
-        accuracy: one row a cell, see `reports.tables`.
+        accuracy: one row a cell, see `reports.load`.
         cast: of the report; by default the strategies here.
     """
     cast = cast or Cast.of(accuracy["strategy"])

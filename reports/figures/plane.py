@@ -19,7 +19,7 @@ def stability_plasticity(accuracy: pd.DataFrame, cast: Cast | None = None) -> Dr
     """Final accuracy on old tasks against accuracy on tasks when learned: a small mark a seed, a large one the mean.
 
     Args:
-        accuracy: one row a cell of two tasks or more, see `reports.tables`.
+        accuracy: one row a cell of two tasks or more, see `reports.load`.
         cast: of the report; by default the strategies here.
     """
     cast = cast or Cast.of(accuracy["strategy"])

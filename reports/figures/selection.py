@@ -27,8 +27,8 @@ def every(runs: pd.DataFrame, accuracy: pd.DataFrame, cast: Cast | None = None) 
     Of more than 16 strategies, those that differ in λ alone are represented by the best, which the captions say.
 
     Args:
-        runs: one row a run, see `reports.tables`.
-        accuracy: one row a cell, see `reports.tables`.
+        runs: one row a run, see `reports.load`.
+        accuracy: one row a cell, see `reports.load`.
         cast: of the report; by default the strategies of `runs`.
     """
     cast = cast or Cast.of(runs["strategy"])

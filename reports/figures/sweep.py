@@ -39,7 +39,7 @@ def lambda_sweep(runs: pd.DataFrame, cast: Cast | None = None) -> Drawn | None:
     A line looks like its best strategy does in other figures.
 
     Args:
-        runs: one row a run, see `reports.tables`.
+        runs: one row a run, see `reports.load`.
         cast: of the report; by default the strategies here.
     """
     cast = cast or Cast.of(runs["strategy"])
@@ -70,7 +70,7 @@ def representatives(runs: pd.DataFrame, strategies: Iterable[str]) -> dict[str, 
     """Of strategies that differ in λ alone the one with the highest mean average accuracy, by their common label.
 
     Args:
-        runs: one row a run, see `reports.tables`.
+        runs: one row a run, see `reports.load`.
         strategies: labels; where no run of a family finished, its first stands for it.
     """
     means = runs[runs["status"] == "finished"].groupby("strategy")["average_accuracy"].mean()
