@@ -512,6 +512,15 @@ def test_no_lambda_stands_left_of_the_others_and_ticks_are_powers_of_ten() -> No
     assert texts[:2] == ["0", "1"] and "10⁶" in texts and not any("$" in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("values", "texts"), [([2, 4, 8], ["2", "8"]), ([5], ["5"]), ([1, 3, 30], ["1", "10"]), ([1, 1e13], ["1", "1\u202f000", "10⁶", "10⁹", "10¹²"])]
+)  # fmt: skip
+def test_a_logarithmic_axis_always_has_ticks(values: list[float], texts: list[str]) -> None:
+    axis = Figure().subplots()
+    labels.strengths(axis, pd.Series(values * 20, dtype=float), zero=False)
+    assert [axis.xaxis.get_major_formatter()(0, i) for i in range(len(axis.get_xticks()))] == texts
+
+
 def test_a_lambda_at_which_runs_diverged_is_marked_at_the_foot() -> None:
     runs, accuracy = frames(2, 3, SMALL)
     diverge(runs, accuracy, "ewc[lam=100]", (0, 1, 2))

@@ -209,7 +209,7 @@ def strengths(axis: Axes, values: pd.Series, *, zero: bool, ticks: int = 5) -> N
         axis: whose x axis it is.
         values: that are shown, none below 0.
         zero: 0 has a place.
-        ticks: about as many, at powers of ten.
+        ticks: at most, at powers of ten; where fewer than two are in the range, at its ends.
     """
     above = np.log10(values[values > 0])
     if above.empty:
@@ -220,9 +220,9 @@ def strengths(axis: Axes, values: pd.Series, *, zero: bool, ticks: int = 5) -> N
     else:
         axis.set_xscale("log")
     decades = np.arange(np.ceil(above.min() - 1e-9), above.max() + 1e-9)
-    decades = decades[:: -(-len(decades) // ticks)] if len(decades) else decades
-    shown = 10.0**decades if len(decades) > 1 else np.unique(values[values > 0])[:: max(1, len(values) // ticks)]
-    at = [0.0] * zero + [float(x) for x in shown]
+    powers = 10.0 ** decades[:: max(1, -(-len(decades) // ticks))]
+    ends = sorted({float(10 ** above.min()), float(10 ** above.max())})
+    at = [0.0] * zero + (powers.tolist() if len(decades) > 1 else ends)
     axis.xaxis.set_major_locator(FixedLocator(at))
     axis.xaxis.set_major_formatter(FixedFormatter([names.number(f"{x:.6g}") for x in at]))
     axis.xaxis.set_minor_locator(NullLocator())

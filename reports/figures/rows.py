@@ -23,35 +23,31 @@ SEEDS = 0.075  # how far below a mean its seeds are drawn, inches
 Values = Mapping[str, NDArray[np.float64]]
 
 
-def seed_distribution(runs: pd.DataFrame, cast: Cast | None = None, metric: str = "average_accuracy") -> Drawn:
-    """A metric of every seed, with mean and interval a strategy.
+def seed_distribution(runs: pd.DataFrame, cast: Cast | None = None) -> Drawn:
+    """Average accuracy of every seed, with mean and interval a strategy.
 
     Args:
         runs: one row a run, see `reports.load`.
         cast: of the report; by default the strategies here.
-        metric: a column of `runs`, a share of one.
     """
     cast = cast or Cast.of(runs["strategy"])
     done = runs["status"] == "finished"
     shown = cast.among(runs["strategy"])
-    values = {s: runs.loc[done & (runs["strategy"] == s), metric].dropna().to_numpy(float) for s in shown}
-    counts = {len(seeds) for seeds in values.values()}
-    name = metric.replace("_", " ")
+    measured = runs.loc[done, ["strategy", "average_accuracy"]].dropna()
+    values = {s: measured.loc[measured["strategy"] == s, "average_accuracy"].to_numpy(float) for s in shown}
+    counts = [len(seeds) for seeds in values.values()]
     with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
         rows = row_panels(cast, shown)
         axis = rows.axes[0]
         draw_rows(axis, rows.at, values, cast, (0.0, 1.0))
         labels.per_cent(axis, "x")
-        n = f", n = {counts.pop()}" if len(counts) == 1 else ""
-        axis.set_xlabel(f"{name} (%){n}")
-        if not n:
+        alike = len(set(counts)) == 1
+        axis.set_xlabel(f"average accuracy (%){f', n = {counts[0]}' if alike else ''}")
+        if not alike:
             _counts(rows, values)
-    every = [len(seeds) for seeds in values.values()]
-    caption = (
-        f"{name[0].upper()}{name[1:]} of every seed (small marks, below) and {mean_over(every, 'bar')}."
-        if any(every)
-        else f"{name[0].upper()}{name[1:]}: no run finished."
-    )
+    caption = f"Average accuracy of every seed (small marks, below) and {mean_over(counts, 'bar')}."
+    if not any(counts):
+        caption = "Average accuracy: no run finished."
     return Drawn(rows.figure, caption + unfinished(runs.assign(finished=done), cast))
 
 
