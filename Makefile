@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2> /dev/null)
 STAMP := .venv/.installed
+PEERS := .venv-peers/.installed
 
-.PHONY: setup bench test test-slow test-all lint perf ui clean
+.PHONY: setup bench test test-slow test-all lint perf perf-peers ui clean
 
 setup: $(STAMP)
 
@@ -38,9 +39,19 @@ lint: setup
 perf: setup  ## seconds a run and epoch, against the notebook's loop, measured on this machine
 	$(BIN)/python -m benchmark.perf
 
+perf-peers: setup $(PEERS)  ## the same beside Avalanche, in an environment of its own that borrows PyTorch from .venv
+	.venv-peers/bin/python -m benchmark.perf --peers
+
+$(PEERS): Makefile
+	test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'avalanche-lib==0.6.0' -c constraints.txt
+	touch $@
+
 ui: setup  ## the MLflow UI on out/
 	$(BIN)/forgetbench ui
 
 clean:
-	rm -rf .venv out dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-peers out dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

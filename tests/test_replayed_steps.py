@@ -18,8 +18,7 @@ from strategies.er import ER
 from strategies.lwf import LwF
 from strategies.rwalk import RWalk
 from strategies.si import SI
-from tests.conftest import make_run
-from tests.test_harness import final_parameters
+from tests.conftest import make_run, train
 
 REPLAY = {"memory": 30, "replay_batch": 10}
 STRATEGIES = (
@@ -43,9 +42,9 @@ def calls_of(step):
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)], ids=["alone", "stacked"])
 def test_a_replayed_run_equals_one_trained_step_by_step_to_the_bit(strategy, seeds, monkeypatch):
     runs = [make_run(strategy, seed=seed, precision="float32", batchnorm="freeze-after-first") for seed in seeds]
-    replaying = final_parameters(runs)
+    replaying, _ = train(*runs)
     monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
-    plain = final_parameters(runs)
+    plain, _ = train(*runs)
     for run in runs:
         assert all(torch.equal(p, plain[run.key][k]) for k, p in replaying[run.key].items())
 
@@ -63,9 +62,9 @@ def test_a_replayed_run_equals_one_trained_step_by_step_to_the_bit(strategy, see
 def test_recipes_and_networks_replay_to_the_bit(recipe, model, monkeypatch):
     runs = [make_run(EWC(lam=50), seed=seed, epochs=None, iterations=8, **recipe) for seed in (0, 1)]
     runs = [dataclasses.replace(run, model=Model(model)) for run in runs]
-    replaying = final_parameters(runs)
+    replaying, _ = train(*runs)
     monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
-    plain = final_parameters(runs)
+    plain, _ = train(*runs)
     for run in runs:
         assert all(torch.equal(p, plain[run.key][k]) for k, p in replaying[run.key].items())
 
@@ -134,4 +133,4 @@ def test_gradients_are_not_followed_through_a_replay():
 def test_a_lesson_of_one_step_is_not_recorded(monkeypatch):
     monkeypatch.setattr("benchmark.replay._Recorder", None)
     run = make_run(epochs=None, iterations=1)
-    assert Recipe(iterations=1).steps(100)[1] == 1 and final_parameters([run])
+    assert Recipe(iterations=1).steps(100)[1] == 1 and train(run)

@@ -1,0 +1,1 @@
+"""How fast this machine trains, beside loops of others: `make perf` and `make perf-peers`."""

@@ -1,0 +1,146 @@
+"""Avalanche in the notebook's setting, with the same network, batch and optimiser: how fast, and how accurate.
+
+It runs where Avalanche is installed: `make perf-peers`. Its data set is one of tensors, which it reads faster than
+images.
+
+References:
+    Carta et al. 2023, Avalanche: A PyTorch Library for Deep Continual Learning, https://arxiv.org/abs/2302.01766.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from benchmark import harness, models, plan, scenarios
+from benchmark.data import ImageSet
+from benchmark.perf.measuring import Subject
+from benchmark.perf.training import CPU, STEPS
+from benchmark.recipe import Recipe
+from benchmark.runs import Run
+from strategies import EWC, Naive, Strategy
+
+LAM = 1e6  # this Fisher, squares of means over a batch, is about a hundredth of the mean of squares
+SEEDS = (0, 1, 2)
+
+
+class _Labelled(TensorDataset):
+    """Tensors whose labels Avalanche finds."""
+
+    @property
+    def targets(self) -> list[int]:
+        labels: list[int] = self.tensors[1].tolist()
+        return labels
+
+
+def _experiences(parts: list[tuple[Tensor, Tensor]]) -> list[Any]:
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils.utils import as_classification_dataset
+
+    return list(benchmark_from_datasets(train=[as_classification_dataset(_Labelled(*p)) for p in parts]).train_stream)
+
+
+def _learner(name: str, network: nn.Module, plugins: list[Any]) -> Any:
+    """Avalanche's strategy; its penalty has no ½, and it takes a mean over batches of squared gradients of means."""
+    from avalanche.training import supervised
+    from avalanche.training.plugins import EvaluationPlugin
+
+    common = {
+        "model": network,
+        "optimizer": torch.optim.Adam(network.parameters(), lr=1e-4),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": 100,
+        "train_epochs": 1,
+        "evaluator": EvaluationPlugin(),
+        "plugins": plugins,
+    }
+    return supervised.EWC(ewc_lambda=LAM / 2, **common) if name == "ewc" else supervised.Naive(**common)
+
+
+def _inputs(images: ImageSet, x: Tensor) -> Tensor:
+    return (x.float() / images.scale).view(len(x), *images.shape)
+
+
+def _speed(images: ImageSet, name: str) -> Subject:
+    """Training the second experience; importances, which come after it, do not count."""
+    from avalanche.training.plugins import SupervisedPlugin
+
+    x, y = _inputs(images, images.train_x[: 100 * STEPS]), images.train_y[: 100 * STEPS]
+    experiences = _experiences([(x[:100], y[:100]), (x, y)])
+
+    class Clock(SupervisedPlugin):  # type: ignore[misc]
+        seconds = 0.0
+
+        def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
+
+        def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            self.seconds = time.perf_counter() - self.started
+
+    def subject() -> float:
+        clock = Clock()
+        learner = _learner(name, models.Model("mlp-bn").build(images.shape, 10, seed=0), [clock])
+        for experience in experiences:
+            learner.train(experience, num_workers=0)
+        return clock.seconds
+
+    return subject
+
+
+def subjects(images: ImageSet) -> dict[str, Callable[[], Subject]]:
+    """What goes into the table of `training.rows`."""
+    warnings.filterwarnings("ignore", module="qpsolvers|avalanche")
+    return {f"Avalanche, {name}": lambda name=name: _speed(images, name) for name in ("naive", "ewc")}  # type: ignore[misc]
+
+
+def accuracies(tasks: list[ImageSet]) -> list[str]:
+    """One epoch of each of two tasks: accuracy on both, ours and Avalanche's, and whether they agree.
+
+    Means of three seeds agree if they are within two points, or four standard errors of their difference.
+    """
+    ours, lines = _ours(tasks), []
+    for name in ("naive", "ewc"):
+        theirs = [_theirs(tasks, name, seed) for seed in SEEDS]
+        for j, images in enumerate(tasks):
+            a, b = ([100 * run[j] for run in runs] for runs in (ours[name], theirs))
+            difference = statistics.mean(a) - statistics.mean(b)
+            error = math.sqrt((statistics.variance(a) + statistics.variance(b)) / len(SEEDS))
+            agree = "agree" if abs(difference) <= max(2.0, 4 * error) else "DIFFER"
+            lines.append(
+                f"{name} on {images.name}: {statistics.mean(a):.1f} here, {statistics.mean(b):.1f} in Avalanche, "
+                f"standard error {error:.1f}: {agree}"
+            )
+    return lines
+
+
+def _ours(tasks: list[ImageSet]) -> dict[str, list[list[float]]]:
+    scenario = scenarios.resolve([images.name for images in tasks])
+    recipe = Recipe(epochs=1, optimizer_state="keep")
+    strategies: tuple[Strategy, ...] = (Naive(), EWC(lam=LAM, estimator="batched"))
+    runs = [
+        Run(scenario, models.Model("mlp-bn"), recipe, s, s.name, s.name, seed) for s in strategies for seed in SEEDS
+    ]
+    stacks = list(harness.execute(plan.make(runs, tasks, CPU), tasks, CPU))
+    found: dict[str, list[list[float]]] = {}
+    for result in (result for stack in stacks for result in stack):
+        found.setdefault(result.run.strategy_name, []).append(result.accuracy[-1].tolist())
+    return found
+
+
+def _theirs(tasks: list[ImageSet], name: str, seed: int) -> list[float]:
+    torch.manual_seed(seed)
+    network = models.Model("mlp-bn").build(tasks[0].shape, 10, seed=seed)
+    learner = _learner(name, network, [])
+    for experience in _experiences([(_inputs(t, t.train_x), t.train_y) for t in tasks]):
+        learner.train(experience, num_workers=0)
+    with torch.no_grad():
+        answers = [network.eval()(_inputs(t, t.test_x)).argmax(1) for t in tasks]
+    return [float((answer == t.test_y).double().mean()) for answer, t in zip(answers, tasks, strict=True)]

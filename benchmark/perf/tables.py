@@ -1,0 +1,83 @@
+"""What was measured, for people: tables in the terminal and in Markdown, a CSV file, a figure."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.perf.measuring import Row
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table.
+
+    Attributes:
+        title: above it.
+        unit: of the values.
+        ratio: what the last column is; `share` is shown in per cent.
+        rows: in order.
+    """
+
+    title: str
+    unit: str
+    ratio: str
+    rows: list[Row]
+
+    def cells(self) -> list[tuple[str, str, str]]:
+        """Every row as text."""
+        show = "{:.0%}" if self.ratio == "share" else "{:.1f}"
+        return [(row.name, f"{row.value:.3g}", show.format(row.ratio)) for row in self.rows]
+
+
+def printed(console: Console, section: Section) -> None:
+    """Show a table in the terminal."""
+    table = Table("", section.unit, section.ratio, title=section.title, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for cells in section.cells():
+        table.add_row(*cells)
+    console.print(table)
+    console.print()
+
+
+def markdown(section: Section) -> str:
+    """The same, ready for `docs/performance.md`."""
+    lines = [f"| | {section.unit} | {section.ratio} |", "|:--|--:|--:|"]
+    return "\n".join([*lines, *(f"| {name} | {value} | {ratio} |" for name, value, ratio in section.cells())])
+
+
+def written(folder: Path, sections: list[Section]) -> None:
+    """Leave `perf.csv`, `perf.md` and `perf.pdf` in a folder.
+
+    Args:
+        folder: made where it is missing.
+        sections: the first one is drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "perf.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("section", "name", "unit", "value", "ratio"))
+        for s in sections:
+            writer.writerows((s.title, row.name, s.unit, f"{row.value:.6g}", f"{row.ratio:.4g}") for row in s.rows)
+    (folder / "perf.md").write_text("\n\n".join(f"## {s.title}\n\n{markdown(s)}" for s in sections) + "\n")
+    _drawn(folder / "perf.pdf", sections[0])
+
+
+def _drawn(path: Path, section: Section) -> None:
+    """Bars of the ratios, in the order of the table."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 0.25 * len(section.rows) + 0.6), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([row.name for row in section.rows], [row.ratio for row in section.rows], color="#4477aa")
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel(f"{section.title}: {section.ratio}", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,137 @@
+"""Seconds a run and epoch in the notebook's setting: loops of one run, and stacks as the harness trains them.
+
+The network of the `notebook` preset, batch 100, Adam; an epoch is 600 steps, of which a part is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmark import models, scenarios
+from benchmark.data import ImageSet
+from benchmark.executors import side_by_side, workers_for
+from benchmark.feed import Feed, Lesson, Pool
+from benchmark.learner import Learner, lift
+from benchmark.perf.measuring import Row, Subject, in_turn, timed
+from benchmark.plan import chunks
+from benchmark.recipe import Recipe
+from benchmark.runs import Run
+from benchmark.trees import tree_map
+from strategies import ER, EWC, LwF, Naive, Params, Setting, State, Strategy
+
+CPU = torch.device("cpu")
+EPOCH, STEPS, ROUNDS = 600, 200, 5
+LOOP = "the notebook's loop"
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """Image by image through PIL and ToTensor, as torchvision's MNIST hands them to the notebook's DataLoader."""
+
+    def __init__(self, images: ImageSet) -> None:
+        from torchvision import transforms
+
+        self._x = images.train_x.view(-1, *images.shape[1:]).numpy()
+        self._y = images.train_y.tolist()
+        self._transform = transforms.ToTensor()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self._transform(Image.fromarray(self._x[index])), self._y[index]
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+
+def notebook_loop(images: ImageSet) -> Subject:
+    """The notebook's training loop as it stands: DataLoader, one run, Adam."""
+    network = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    criterion = nn.CrossEntropyLoss()
+    loader = DataLoader(_Images(images), batch_size=100, shuffle=True)
+
+    def steps() -> None:
+        for i, (x, y) in enumerate(loader):
+            if i == STEPS:
+                return
+            loss = criterion(network(torch.reshape(x, [-1, 784])), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            _ = loss.item()  # the notebook adds up the loss and prints it
+
+    return timed(steps)
+
+
+def plain_loop(images: ImageSet) -> Subject:
+    """What a careful loop of one run does: data as tensors, the fused optimiser, no DataLoader."""
+    network = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    criterion = nn.CrossEntropyLoss()
+    x, y = images.train_x.float() / 255, images.train_y
+
+    def steps() -> None:
+        for batch in torch.randperm(len(y))[: 100 * STEPS].split(100):
+            optimizer.zero_grad()
+            criterion(network(x[batch]), y[batch]).backward()
+            optimizer.step()
+
+    return timed(steps)
+
+
+def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "float32") -> Subject:
+    """That many runs as the harness trains them: in stacks side by side, one thread each."""
+    workers = workers_for(CPU)
+    parts = chunks(range(runs), 32, workers)
+    jobs = [functools.partial(train, *stack(images, list(part), strategy, precision)) for part in parts]
+    return timed(lambda: list(side_by_side(jobs, workers, threading.Event())))
+
+
+def stack(
+    images: ImageSet, seeds: list[int], strategy: Strategy, precision: str = "float32"
+) -> tuple[Learner, Lesson, Strategy]:
+    """A fresh stack before its second task: the first is plain for most strategies."""
+    recipe = Recipe(iterations=STEPS, precision=precision)  # type: ignore[arg-type]
+    scenario, model = scenarios.resolve(["mnist", "mnist"]), models.Model("mlp-bn")
+    runs = [Run(scenario, model, recipe, strategy, strategy.name, strategy.name, seed) for seed in seeds]
+    feed = Feed(Pool.of(scenario, [images, images], CPU), seeds, recipe.dtype)
+    networks = [model.build(images.shape, images.classes, seed=seed) for seed in seeds]
+    return Learner.fresh(networks, recipe, images.shape, CPU), Lesson(feed, 2, runs[0]), strategy
+
+
+def train(learner: Learner, lesson: Lesson, strategy: Strategy) -> None:
+    """One lesson, hyperparameters all 1."""
+
+    def init(params: Params, buffers: Params) -> State:
+        return strategy.init(params, Setting(2, 10, buffers))
+
+    params = {k: p.detach() for k, p in learner.params.items()}
+    state = tree_map(torch.clone, lift(init, learner.runs)(params, learner.buffers))
+    hparams = {k: torch.ones(learner.runs) for k in strategy.hyperparameters()}
+    learner.train(lesson, strategy, state, hparams)
+
+
+def rows(images: ImageSet, more: dict[str, Callable[[], Subject]] | None = None) -> list[Row]:
+    """Seconds a run and epoch, and times faster than the notebook's loop.
+
+    Args:
+        images: MNIST.
+        more: further subjects, by name.
+    """
+    counts: list[tuple[int, Strategy, str]] = []
+    counts += [(n, strategy, "float32") for strategy in (Naive(), EWC()) for n in (1, 8, 24)]
+    counts += [(n, strategy, "float32") for strategy in (ER(), LwF()) for n in (1, 8)]
+    counts += [(8, EWC(), "bfloat16")]
+    an_epoch = EPOCH / STEPS
+    subjects = {LOOP: (notebook_loop(images), an_epoch), "a loop on tensors": (plain_loop(images), an_epoch)}
+    subjects |= {name: (make(), an_epoch) for name, make in (more or {}).items()}
+    for n, strategy, precision in counts:
+        name = f"{n} run{'s' if n > 1 else ''}, {strategy.name}{'' if precision == 'float32' else ', ' + precision}"
+        subjects[name] = (stacked(images, n, strategy, precision), an_epoch / n)
+    return in_turn(subjects, ROUNDS)
