@@ -126,7 +126,6 @@ def test_figures_are_a_column_wide_and_no_text_is_clipped_or_overlaps(case: str,
         assert drawn.figure.get_figwidth() == figures.COLUMN == 3.3
         assert crowded(drawn.figure) == [], name
         assert all(6 <= text.get_fontsize() <= 8 for text in shown_texts(drawn.figure)), name
-        drawn.figure.clear()
 
 
 def test_three_digits_have_room_in_the_cells_of_a_matrix() -> None:
@@ -195,9 +194,9 @@ def test_colours_stay_where_others_are_missing() -> None:
 # Names and looks
 
 
-def test_forty_strategies_can_be_told_apart_ten_by_colour() -> None:
+def test_forty_strategies_can_be_told_apart_eleven_by_colour() -> None:
     looks = [style.look(place) for place in range(40)]
-    assert len({look.colour for look in looks[:10]}) == 10
+    assert len({look.colour for look in looks[:11]}) == 11
     assert len(set(looks)) == 40
     assert not {"*", "x", "|"} & {look.marker for look in looks}  # these mean something else
 

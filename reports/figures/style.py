@@ -56,9 +56,10 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.03,
     "savefig.dpi": 300,
 }
-# Petroff 2021, https://arxiv.org/abs/2107.02270: ten colours made to stay apart for colour-blind readers too.
+# Petroff 2021, https://arxiv.org/abs/2107.02270: ten colours that colour-blind readers can tell apart; and black.
 PALETTE = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#222222",
+    "#92dadd",
 )  # fmt: skip
 MOST = 16
 """Strategies in a figure that can still be told apart."""
@@ -128,7 +129,7 @@ class Cast:
 def look(place: int, member: int = 0) -> Look:
     """Of the strategy at this place in a report's list, from 0.
 
-    There are ten colours; then they come again with another marker and line, so that forty strategies differ.
+    There are eleven colours; then they come again with another marker and line, so that forty strategies differ.
 
     Args:
         place: of the strategy, or of its family.
