@@ -49,7 +49,7 @@ def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
         env=environment(),
     )
     runs = cwd / "out" / "permuted-digits" / "runs.csv"
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: the machine may be busy
         if runs.is_file() or running.poll() is not None:
             break
         time.sleep(0.05)
@@ -97,7 +97,7 @@ def test_killed_in_the_middle_the_same_command_continues(tmp_path):
 def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path):
     running = start(tmp_path, "--offline")
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode == 130
     assert errors.strip() == "forgetbench: interrupted; finished runs are kept, the same command continues"
     assert table(tmp_path / "out" / "permuted-digits" / "runs.csv")
