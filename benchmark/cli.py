@@ -91,7 +91,7 @@ def run(
     say = plain(console)
     strategies, seeds = len(chosen.entries), len(chosen.seeds)
     say(f"{chosen.name}: {chosen.scenario.name}, {strategies} strategies x {seeds} seeds on {where}")
-    with Monitor(console) as monitor:
+    with Monitor(console, traces=debug) as monitor:
         outcome = experiment.run(
             chosen,
             out=out,
@@ -112,6 +112,8 @@ def run(
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
     else:
         say(f"MLflow   not delivered; forgetbench sync{_options(tracking_uri, out)}")
+    if lost := outcome.failed():
+        _fail(lost, 1)
 
 
 @app.command()
@@ -153,7 +155,7 @@ def study(
     where, say = resolve_device(device), plain(console)
     storage = storage or f"sqlite:///{out.resolve() / 'optuna.db'}"
     outcomes = []
-    with Monitor(console) as monitor:
+    with Monitor(console, traces=debug) as monitor:
         for each in chosen:
             say(f"{each.name}: {each.tuning.name}, {each.describe()}, on {where}")
             outcome = studying.run(

@@ -35,6 +35,7 @@ METRICS = (
 """Columns of `runs.csv` that measure; the last three only where runs were evaluated during training."""
 LEADING = ("run_key", "strategy", "seed", "status")
 TRAILING = ("train_seconds", "stack_size", "trunk", "trunk_runs")
+REASON = "reason"  # last, and only where a run failed
 
 
 class ResultsError(Exception):
@@ -49,12 +50,13 @@ class Record:
         run_key: identifies the run.
         strategy: its label.
         seed: of the run.
-        status: `finished` or `diverged`.
+        status: `finished`, `diverged` or `failed`.
         fields: every hyperparameter and recipe field, as text.
         values: metrics, NaN where undefined.
         facts: `TRAILING`, as text.
         accuracy: accuracy matrix, shape (T + 1, T).
         trace: evaluations during training: task in training, step, accuracy on every task.
+        reason: why it failed, or empty.
     """
 
     run_key: str
@@ -66,6 +68,7 @@ class Record:
     facts: dict[str, str]
     accuracy: NDArray[np.float64]
     trace: list[tuple[int, int, NDArray[np.float64]]] = field(default_factory=list)
+    reason: str = ""
 
 
 def record(result: Result) -> Record:
@@ -92,6 +95,7 @@ def record(result: Result) -> Record:
         },
         accuracy=result.accuracy,
         trace=trace,
+        reason=result.reason,
     )
 
 
@@ -142,6 +146,10 @@ class Store:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+
+    def settled(self, run: Run) -> bool:
+        """Whether a run has a result; one that failed is tried again."""
+        return run.key in self.records and self.records[run.key].status != "failed"
 
     def add(self, results: Iterable[Result]) -> list[Record]:
         """Keep results, and write the tables; stacks that end together take turns.
@@ -225,6 +233,7 @@ def _run_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             **r.fields,
             **{k: repr(r.values[k]) for k in METRICS if k in r.values},
             **r.facts,
+            **({REASON: r.reason} if r.reason else {}),
         }
         for r in records
     ]
@@ -275,7 +284,7 @@ def _parse(row: dict[str, str], cells: list[dict[str, str]], points: list[dict[s
     for point in points:
         place = int(point["training_task"]), int(point["step"])
         trace.setdefault(place, {})[int(point["task"])] = float(point["accuracy"])
-    known = {*LEADING, *METRICS, *TRAILING}
+    known = {*LEADING, *METRICS, *TRAILING, REASON}
     return Record(
         run_key=row["run_key"],
         strategy=row["strategy"],
@@ -286,6 +295,7 @@ def _parse(row: dict[str, str], cells: list[dict[str, str]], points: list[dict[s
         facts={k: _present(row[k]) for k in TRAILING},
         accuracy=accuracy,
         trace=[(task, step, np.array([a[j + 1] for j in range(tasks)])) for (task, step), a in trace.items()],
+        reason=row.get(REASON) or "",
     )
 
 
@@ -309,7 +319,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The whole table under a temporary name, then renamed: readers see the old one or the new one."""
     columns = dict.fromkeys(k for row in rows for k in row)
     # Columns that not every run has must not push these from their places.
-    ends = [c for c in (*METRICS, *TRAILING) if c in columns]
+    ends = [c for c in (*METRICS, *TRAILING, REASON) if c in columns]
     order = [c for c in columns if c not in ends] + ends
     text = io.StringIO()
     writer = csv.DictWriter(text, order, restval="", lineterminator="\n")

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from tabulate import tabulate
 
-from benchmark import environment, harness, models, plan, scenarios
+from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.config import Entry
 from benchmark.data import ImageSet
 from benchmark.experiment import common
@@ -107,7 +107,7 @@ class _Trainer:
 
     def __call__(self, runs: list[Run], prune: harness.Prune | None = None) -> dict[str, Record]:
         """Records of these runs, of one scenario, by key; there is none of a pruned run."""
-        todo = list({r.key: r for r in runs if r.key not in self._store.records}.values())
+        todo = list({r.key: r for r in runs if not self._store.settled(r)}.values())
         if todo:
             self._train(todo, prune)
         return {r.key: self._store.records[r.key] for r in runs if r.key in self._store.records}
@@ -118,7 +118,7 @@ class _Trainer:
         self._store.describe(settings, environment.describe(self._device, tasks))
         made = plan.make(runs, tasks, self._device)
         self._planned(made, tasks)
-        for _ in harness.execute(made, tasks, self._device, self._listener, self._store.add, prune):
+        for _ in schedule.execute(made, tasks, self._device, self._listener, self._store.add, prune):
             pass
         self.seconds += time.perf_counter() - started
 

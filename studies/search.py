@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,10 +90,10 @@ class Searcher:
             trial: from `ask`.
             seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value.
         """
-        diverged, told = [s["seed"] for s in seeds if s["status"] == "diverged"], self._told(seeds)
+        why, told = reason(seeds), self._told(seeds)
         with explained():
-            if diverged:
-                trial.set_user_attr(REASON, f"diverged with seeds {', '.join(map(str, diverged))}")
+            if why:
+                trial.set_user_attr(REASON, why)
             trial.set_user_attr(SEEDS, seeds)
             self.optuna.tell(trial.number, **told)
 
@@ -114,10 +114,11 @@ class Searcher:
 
     def _told(self, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         """What Optuna is told of a trial: values, or that it failed."""
-        names, diverged = self.study.objectives, any(s["status"] == "diverged" for s in seeds)
-        if not diverged:
+        names, statuses = self.study.objectives, {s["status"] for s in seeds}
+        if not statuses & {"diverged", "failed"}:
             return {"values": [float(np.mean([s[name] for s in seeds])) for name in names]}
-        if self.study.table.diverged == "fail":
+        # A run that failed says nothing about its setting.
+        if self.study.table.diverged == "fail" or "failed" in statuses:
             return {"state": TrialState.FAIL}
         return {"values": [objectives.worst(name) for name in names]}
 
@@ -170,6 +171,12 @@ class Searcher:
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
                 # One killed while it was being asked has not all of its parameters yet.
                 self.optuna.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
+
+
+def reason(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Why a trial has no value: `diverged with seeds 0, 1`; empty if it has one."""
+    lost = {status: [str(s["seed"]) for s in seeds if s["status"] == status] for status in ("failed", "diverged")}
+    return "; ".join(f"{status} with seeds {', '.join(which)}" for status, which in lost.items() if which)
 
 
 def free_suffix(study: Study, storage: str | BaseStorage) -> str:

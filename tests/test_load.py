@@ -183,7 +183,9 @@ def test_a_server_that_wants_a_login_says_how_to_give_one() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Closed)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(TrackingError, match="wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+        with pytest.raises(
+            TrackingError, match="wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ):
             load.runs(f"http://127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
