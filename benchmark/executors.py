@@ -151,11 +151,11 @@ def _threads(workers: int, stop: threading.Event) -> Generator[Callable[[Callabl
     cores = torch.get_num_threads()
     if workers <= 1:
         # In the caller's thread: in another, the threads of PyTorch's products would fight with those this one has.
-        yield lambda job: _done(_prepared(job, cores))
+        yield lambda job: _done(prepared(job, cores))
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="stack")
     try:
-        yield lambda job: pool.submit(_prepared, job, max(cores // workers, 1))
+        yield lambda job: pool.submit(prepared, job, max(cores // workers, 1))
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -168,7 +168,7 @@ def _done(value: T) -> Future[T]:
     return future
 
 
-def _prepared(job: Callable[[], T], threads: int) -> T:
+def prepared(job: Callable[[], T], threads: int) -> T:
     """Run a job on that many threads, with denormals flushed: Adam's moments of dead pixels decay into them."""
     flushed = not sys.float_info.min / 2
     torch.set_num_threads(threads)

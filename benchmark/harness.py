@@ -149,7 +149,9 @@ def train_trunk(like_all: Run, seeds: Sequence[int], site: Site) -> tuple[Trunk,
     branch = _start(tuple(dataclasses.replace(plain, seed=seed) for seed in seeds), site)
     site.listener.stack_started(0, len(seeds), "first task, shared")
     _train(branch, 1, site, {}, {})
-    return Trunk(branch.learner, branch.rows, branch.trace, branch.seconds), None
+    # On the CPU, where any process can read them.
+    trace = [(task, step, accuracy.cpu()) for task, step, accuracy in branch.trace]
+    return Trunk(branch.learner, [row.cpu() for row in branch.rows], trace, branch.seconds), None
 
 
 def train_stack(
@@ -213,7 +215,7 @@ def _branch_off(
     def rows(tensors: Callable[[Trunk], list[Tensor]]) -> list[Tensor]:
         """Each of a trunk's tensors (its seeds, ...), as (this stack's runs, ...)."""
         listed = zip(*([t[row] for t in tensors(trunk)] for trunk, row in sources), strict=True)
-        return [torch.stack(list(values)) for values in listed]
+        return [torch.stack(list(values)).to(site.device) for values in listed]
 
     trace = rows(lambda trunk: [accuracy for _, _, accuracy in trunk.trace])
     moments = [(task, step) for task, step, _ in sources[0][0].trace]

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.config import Entry
 from benchmark.data import ImageSet
+from benchmark.executors import Executor
 from benchmark.experiment import common
 from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
@@ -99,9 +100,10 @@ class _Trainer:
         say: Say,
         planned: Planned,
         listener: harness.Listener | None,
+        executor: Executor | None,
     ) -> None:
         self._store, self._device, self._data_dir, self._say = store, device, data_dir, say
-        self._planned, self._listener = planned, listener
+        self._planned, self._listener, self._executor = planned, listener, executor
         self._images: dict[Scenario, list[ImageSet]] = {}
         self.seconds = 0.0
 
@@ -116,9 +118,9 @@ class _Trainer:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs])
         self._store.describe(settings, environment.describe(self._device, tasks))
-        made = plan.make(runs, tasks, self._device)
+        made = plan.make(runs, tasks, self._device, room=self._executor.room(self._device) if self._executor else None)
         self._planned(made, tasks)
-        for _ in schedule.execute(made, tasks, self._device, self._listener, self._store.add, prune):
+        for _ in schedule.execute(made, tasks, self._device, self._listener, self._store.add, prune, self._executor):
             pass
         self.seconds += time.perf_counter() - started
 
@@ -144,6 +146,7 @@ def run(
     listener: harness.Listener | None = None,
     tracker: Tracker | None = None,
     presentation: Presentation | None = None,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Search each strategy's space with the same number of trials, then test the best setting of each.
 
@@ -160,6 +163,7 @@ def run(
         listener: hears about progress, from several threads.
         tracker: where trials and tests are logged; None keeps them on disk and in the storage only.
         presentation: how the study looks there.
+        executor: where stacks run; None: in this process.
 
     Raises:
         StudyError: the study cannot be opened or continued.
@@ -170,7 +174,7 @@ def run(
     with Store(out / (study.name + suffix)) as store:
         # Under the folder's lock: trials that another command is training are not orphans.
         searchers = [Searcher(study, s, storage, resume=resume, suffix=suffix) for s in study.searches]
-        train = _Trainer(store, device, data_dir, say, planned, listener)
+        train = _Trainer(store, device, data_dir, say, planned, listener, executor)
         tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
