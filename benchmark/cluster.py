@@ -25,6 +25,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray import cloudpickle, exceptions
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmark import plan
@@ -90,6 +91,7 @@ class Ray:
     @contextmanager
     def open(self, site: Site, workers: int) -> Generator[Submit, None, None]:
         """Put the images where every worker finds them."""
+        self._connect()
         images = ray.put(_packed(site))
         relay = _relay()
         work = self._task(_work)
@@ -116,11 +118,14 @@ class Ray:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if self.address is None:
+            # Ray's own switch, which it reads when it is imported: one node, all of whose ports are on loopback.
+            ray_constants.ENABLE_RAY_CLUSTER = False
         began = time.perf_counter()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self.address is None:
-                ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+                ray.init("local", include_dashboard=False, **quiet)
             else:
                 ray.init(self.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -130,7 +135,8 @@ class Ray:
                 "start one (ray start --head), or leave out --ray-address"
             ) from None
         nodes, total = [node for node in ray.nodes() if node["Alive"]], ray.cluster_resources()
-        where = "started on this machine" if self.address is None else f"at {ray.get_runtime_context().gcs_address}"
+        address = ray.get_runtime_context().gcs_address
+        where = "on loopback" if address.startswith("127.") else f"at {address}, open to its network"
         self._say(
             f"Ray      {where}: {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs on {len(nodes)} nodes, "
             f"ready after {time.perf_counter() - began:.1f} s"

@@ -168,10 +168,14 @@ def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[in
 
 def _told_apart(records: list[Record]) -> list[Record]:
     """Labels are unique within one experiment file; a folder may hold the runs of several versions of it."""
+    alike: dict[str, dict[str, set[str]]] = {}
+    for r in records:
+        seen = alike.setdefault(r.strategy, {})
+        for k, v in r.fields.items():
+            seen.setdefault(k, set()).add(v)
     told = []
     for r in records:
-        alike = [o.fields for o in records if o.strategy == r.strategy]
-        names = sorted({k for fields in alike for k, v in fields.items() if v != r.fields.get(k)})
+        names = sorted(k for k, values in alike[r.strategy].items() if len(values) > 1)
         extra = ",".join(f"{k}={r.fields.get(k, '')}" for k in names)
         told.append(dataclasses.replace(r, strategy=f"{r.strategy} ({extra})" if extra else r.strategy))
     return told
