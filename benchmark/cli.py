@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
     from rich.console import Console
 
+    from benchmark.executors import Executor
     from benchmark.tracking import Tracker
 
 INTERRUPTED = 130  # the exit status of Ctrl-C, which some versions of typer report and others raise
@@ -30,6 +34,14 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
+
+class Where(StrEnum):
+    """Where stacks can train."""
+
+    local = "local"
+    ray = "ray"
+
+
 Out = Annotated[Path, typer.Option(help="Folder for results, the MLflow database and its artifacts.")]
 Uri = Annotated[Optional[str], typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]  # ruff: ignore[non-pep604-annotation-optional]
 DataDir = Annotated[
@@ -37,6 +49,15 @@ DataDir = Annotated[
     typer.Option(help="Folder that holds the image files already, in torchvision's layout; also FORGETBENCH_DATA."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ExecutorName = Annotated[
+    Where, typer.Option("--executor", help="Where stacks train: local, this process; ray, a cluster.")
+]
+RayAddress = Annotated[
+    Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
+    typer.Option(help="Of a Ray cluster: auto, host:port.", show_default="start Ray on this machine"),
+]
+Cpus = Annotated[float, typer.Option("--cpus-per-stack", min=0.01, help="Ray: processors of a stack, and its threads.")]
+Gpus = Annotated[float, typer.Option("--gpus-per-stack", min=0, help="Ray: GPUs of a stack; 0.5 puts two on one.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -68,6 +89,10 @@ def run(
     max_stack: Annotated[
         int | None, typer.Option(min=1, help="Most runs a stack may hold.", show_default="by memory")
     ] = None,
+    executor: ExecutorName = Where.local,
+    ray_address: RayAddress = None,
+    cpus_per_stack: Cpus = 1,
+    gpus_per_stack: Gpus = 0,
     debug: Debug = False,
 ) -> None:
     """Run an experiment: every strategy with every seed, results in OUT/<name>/ and in MLflow.
@@ -81,17 +106,16 @@ def run(
 
     chosen = config.load(preset_or_file, overrides or [])
     from benchmark import experiment
-    from benchmark.environment import resolve_device
     from benchmark.terminal import Monitor, plain, result_table
     from reports import overview
 
-    where = resolve_device(device)
+    say = plain(console)
+    where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
     # Before training starts: a server that does not answer should not be found out about at the end.
     tracker = None if offline else _tracker(tracking_uri, out, chosen.name)
-    say = plain(console)
     strategies, seeds = len(chosen.entries), len(chosen.seeds)
     say(f"{chosen.name}: {chosen.scenario.name}, {strategies} strategies x {seeds} seeds on {where}")
-    with Monitor(console) as monitor:
+    with Monitor(console, traces=debug) as monitor:
         outcome = experiment.run(
             chosen,
             out=out,
@@ -103,6 +127,7 @@ def run(
             say=say,
             planned=monitor.planned,
             listener=monitor,
+            executor=trains,
         )
     console.print()
     console.print(result_table(*outcome.frames()))
@@ -112,6 +137,8 @@ def run(
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
     else:
         say(f"MLflow   not delivered; forgetbench sync{_options(tracking_uri, out)}")
+    if lost := outcome.failed():
+        _fail(lost, 1)
 
 
 @app.command()
@@ -135,6 +162,10 @@ def study(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a study of that name.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Start another study of that name.")] = False,
+    executor: ExecutorName = Where.local,
+    ray_address: RayAddress = None,
+    cpus_per_stack: Cpus = 1,
+    gpus_per_stack: Gpus = 0,
     debug: Debug = False,
 ) -> None:
     """Tune strategies under a stated protocol, each with the same number of trials, and test the best of each once.
@@ -146,17 +177,17 @@ def study(
     from studies import spec
 
     chosen = spec.load(preset_or_file, overrides or [])
-    from benchmark.environment import resolve_device
     from benchmark.terminal import Monitor, plain, study_table
     from reports import studies as presentation
     from studies import run as studying
     from studies import search
     from studies.storage import Storage
 
-    where, say = resolve_device(device), plain(console)
+    say = plain(console)
+    where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
     opened = Storage.of(storage or f"sqlite:///{out.resolve() / 'optuna.db'}")
     outcomes = []
-    with Monitor(console) as monitor:
+    with Monitor(console, traces=debug) as monitor:
         for each in chosen:
             say(f"{each.name}: {each.tuning.name}, {each.describe()}, on {where}")
             outcome = studying.run(
@@ -172,6 +203,7 @@ def study(
                 listener=monitor,
                 tracker=None if offline else _tracker(tracking_uri, out, each.name),
                 presentation=presentation,
+                executor=trains,
             )
             outcomes.append(outcome)
     console.print()
@@ -379,6 +411,39 @@ def _console() -> Console:
     # A file has no width; rich would take 80 columns and fold the table.
     # No emoji: `package:tv` is a name, not a television.
     return Console(emoji=False) if sys.stdout.isatty() else Console(width=120, emoji=False)
+
+
+def _trains(
+    executor: Where, device: str, address: str | None, cpus: float, gpus: float, say: Callable[[str], None]
+) -> tuple[torch.device, Executor | None]:
+    """The device that stacks train on, and what takes them there.
+
+    Args:
+        executor: where they train.
+        device: as the user asked.
+        address: of a Ray cluster.
+        cpus: of a stack there.
+        gpus: of a stack there.
+        say: takes one line for each thing worth knowing.
+
+    Raises:
+        ValueError: options that contradict each other, or Ray is not installed.
+    """
+    from benchmark.environment import resolve_device
+
+    if executor is Where.local:
+        if address is not None or gpus or cpus != 1:
+            raise ValueError("--ray-address, --cpus-per-stack and --gpus-per-stack are for --executor ray")
+        return resolve_device(device), None
+    import torch
+
+    if device not in {"auto", "cuda" if gpus else "cpu"}:
+        raise ValueError(f"--device {device} with --executor ray: leave it out, --gpus-per-stack decides")
+    try:
+        from benchmark.cluster import Ray
+    except ImportError:
+        raise ValueError("--executor ray needs Ray: pip install 'forgetbench[ray]'") from None
+    return torch.device("cuda" if gpus else "cpu"), Ray(address, cpus, gpus, say)
 
 
 def _default_uri(out: Path) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark import harness, metrics, plan, scenarios
+from benchmark import harness, metrics, plan, scenarios, schedule
 from benchmark.data import ImageSet
 from benchmark.keys import digest
 from benchmark.models import Model
@@ -230,9 +230,11 @@ def _train(runs: list[Run]) -> dict[str, _Outcome]:
     torch.set_num_threads(1)  # products this small only lose time on a second thread
     try:
         made = plan.make(runs, tasks, device)
-        results = [r for stack in harness.execute(made, tasks, device, listener) for r in stack]
+        results = [r for stack in schedule.execute(made, tasks, device, listener) for r in stack]
     finally:
         torch.set_num_threads(threads)
+    if failed := [r.reason for r in results if r.status == "failed"]:
+        raise ValueError(failed[0])
     return {r.run.key: _Outcome(r, listener.params[r.run.key]) for r in results}
 
 

@@ -66,6 +66,8 @@ def _version(package: str) -> str:
 
 
 def _device_name(device: torch.device) -> str:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"{device} of another machine"
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"cpu ({torch.get_num_threads()} threads)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from benchmark import environment, harness, models, plan, scenarios
+from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.config import Experiment
 from benchmark.data import ImageSet
+from benchmark.executors import Executor
 from benchmark.results import Record, Store, text_fields
+from benchmark.runs import Run
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker, start_times
 
@@ -45,6 +48,14 @@ class Outcome:
     records: list[Record]
     folder: Path
     undelivered: str | None
+
+    def failed(self) -> str:
+        """How many runs failed, and why; empty if none did."""
+        reasons = Counter(r.reason for r in self.records if r.status == "failed")
+        if not reasons:
+            return ""
+        said = f"{reasons.total()} of {len(self.records)} runs failed; the same command tries them again"
+        return "\n  ".join([f"{said}:", *(f"{reason} ({many} runs)" for reason, many in reasons.most_common())])
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Tidy `runs` and `accuracy`, see `reports.load`."""
@@ -83,6 +94,7 @@ def run(
     say: Say = lambda line: None,
     planned: Callable[[plan.Plan, list[ImageSet]], None] = lambda plan, tasks: None,
     listener: harness.Listener | None = None,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Run what is not finished yet, and track everything.
 
@@ -97,6 +109,7 @@ def run(
         say: takes one line for each thing worth knowing.
         planned: called before training with what will be trained, and on which images.
         listener: hears about progress, from several threads.
+        executor: where stacks run; None: in this process.
 
     Raises:
         ResultsError: the results cannot be written.
@@ -106,7 +119,7 @@ def run(
     times = start_times(((r.key, r.seed) for r in wanted), started)
     delivery = _Delivery(tracker, presentation, times, say)
     with Store(out / experiment.name) as store:
-        todo = [r for r in wanted if r.key not in store.records]
+        todo = [r for r in wanted if not store.settled(r)]
         tasks = scenarios.load(experiment.scenario, data_dir, say)
         if len(todo) < len(wanted):
             say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
@@ -116,11 +129,11 @@ def run(
             store.describe(settings, environment.describe(device, tasks))
         delivery.open(settings, started)
         labels = [entry.label for entry in experiment.entries]
-        made = plan.make(todo, tasks, device, largest)
+        made = plan.make(todo, tasks, device, largest, executor.room(device) if executor and todo else None)
         planned(made, tasks)
-        for _ in harness.execute(made, tasks, device, listener, keep=store.add):
-            delivery.records(_of(experiment, store), labels)
-        records = _of(experiment, store)
+        for results in schedule.execute(made, tasks, device, listener, keep=store.add, executor=executor):
+            delivery.records(_of([result.run for result in results], store), labels)
+        records = _of(wanted, store)
         delivery.records(records, labels)
         delivery.close(records, store)
     return Outcome(records, store.folder, delivery.failure)
@@ -155,10 +168,14 @@ def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[in
 
 def _told_apart(records: list[Record]) -> list[Record]:
     """Labels are unique within one experiment file; a folder may hold the runs of several versions of it."""
+    alike: dict[str, dict[str, set[str]]] = {}
+    for r in records:
+        seen = alike.setdefault(r.strategy, {})
+        for k, v in r.fields.items():
+            seen.setdefault(k, set()).add(v)
     told = []
     for r in records:
-        alike = [o.fields for o in records if o.strategy == r.strategy]
-        names = sorted({k for fields in alike for k, v in fields.items() if v != r.fields.get(k)})
+        names = sorted(k for k, values in alike[r.strategy].items() if len(values) > 1)
         extra = ",".join(f"{k}={r.fields.get(k, '')}" for k in names)
         told.append(dataclasses.replace(r, strategy=f"{r.strategy} ({extra})" if extra else r.strategy))
     return told
@@ -168,11 +185,9 @@ def _labels(records: list[Record]) -> list[str]:
     return list(dict.fromkeys(r.strategy for r in records))
 
 
-def _of(experiment: Experiment, store: Store) -> list[Record]:
-    """The finished runs of this experiment, in its order; the folder may hold runs of other settings."""
-    return [
-        dataclasses.replace(store.records[r.key], strategy=r.label) for r in experiment.runs() if r.key in store.records
-    ]
+def _of(runs: list[Run], store: Store) -> list[Record]:
+    """What became of these runs, in their order; the folder may hold runs of other settings."""
+    return [dataclasses.replace(store.records[r.key], strategy=r.label) for r in runs if r.key in store.records]
 
 
 class _Delivery:

@@ -1,13 +1,13 @@
-"""The task loop every strategy runs through: train, evaluate, consolidate. Runs in, results out."""
+"""The task loop every strategy runs through: train, evaluate, consolidate. A stack in, its results out."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.data import ImageSet
-from benchmark.executors import Cancelled, side_by_side
+from benchmark.executors import Cancelled
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
 from benchmark.learner import Learner, lift, like
-from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Evaluation, Result, Run
+from benchmark.scenarios import Scenario
 from benchmark.trees import tree_map
 from strategies import registry
 from strategies.base import FinishedTask, Hparams, Params, Setting, State, check_state
@@ -43,7 +43,13 @@ class Listener(Protocol):
         """Importances are being measured after a task, one run after another."""
 
     def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
-        """A stack went through all tasks; its parameters are stacked in the order of the runs, and not copied."""
+        """A stack went through all tasks; its parameters are stacked in the order of the runs, and not copied.
+
+        Those of stacks that trained in another process stay there, and nobody hears of them.
+        """
+
+    def trouble(self, what: str, trace: str) -> None:
+        """A stack failed, or was split for want of memory: a line for people, and where it happened."""
 
 
 Prune = Callable[[int, tuple[Run, ...], NDArray[np.float64]], list[bool]]
@@ -65,22 +71,38 @@ class Silent:
     def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
         """Ignore."""
 
+    def trouble(self, what: str, trace: str) -> None:
+        """Ignore."""
+
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """What every stack of an execution shares.
 
     Attributes:
-        pool: images of all tasks, on the device.
-        listener: hears about progress.
-        stop: set when nobody waits for results any more.
+        scenario: of all runs.
+        tasks: images of each of its tasks, on any device.
+        device: where to train.
+        listener: hears about progress, from several threads.
         prune: asked after each task but the first and the last; None gives up no run.
+        stop: set when nobody waits for results any more.
     """
 
-    pool: Pool
+    scenario: Scenario
+    tasks: Sequence[ImageSet]
+    device: torch.device
     listener: Listener
-    stop: threading.Event
     prune: Prune | None = None
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    @functools.cached_property
+    def pool(self) -> Pool:
+        """The images, on the device."""
+        return Pool.of(self.scenario, self.tasks, self.device)
+
+    def load(self) -> None:
+        """Move the images to the device, before threads ask for them at once."""
+        _ = self.pool
 
 
 @dataclass
@@ -96,68 +118,72 @@ class _Branch:
     pruned: list[Result] = dataclasses.field(default_factory=list)  # runs given up, which have left the stack
 
 
-def execute(
-    plan: Plan,
-    tasks: list[ImageSet],
-    device: torch.device,
-    listener: Listener | None = None,
-    keep: Callable[[list[Result]], object] = lambda results: None,
-    prune: Prune | None = None,
-) -> Iterator[list[Result]]:
-    """Train everything planned.
+@dataclass(frozen=True)
+class Trunk:
+    """The first task, trained once a seed: what stacks branch off from.
+
+    Attributes:
+        learner: of one run a seed.
+        rows: of the accuracy matrix, each (seeds, T).
+        trace: as of a branch.
+        seconds: of training, a seed.
+    """
+
+    learner: Learner
+    rows: list[Tensor]
+    trace: list[tuple[int, int, Tensor]]
+    seconds: list[float]
+
+
+def train_trunk(like_all: Run, seeds: Sequence[int], site: Site) -> tuple[Trunk, None]:
+    """The first task, without a strategy.
 
     Args:
-        plan: from `plan.make`.
-        tasks: images of each task, on any device.
-        device: where to train.
-        listener: hears about progress, from several threads.
-        keep: called with the results of each stack the moment it ends, in its thread, whatever the caller is doing;
-            those of pruned runs are not results to keep.
-        prune: which runs to give up after a task: they leave their stack, and those that stay train faster.
+        like_all: a run, of which these differ in strategy and seed.
+        seeds: one run each.
+        site: of the execution.
 
-    Yields:
-        The results of one stack.
+    Returns:
+        A job's two results, see `executors.Job`.
     """
-    if not plan.runs:
-        return
-    scenario = plan.groups[0].stacks[0][0].scenario
-    site = _Site(Pool.of(scenario, tasks, device), listener or Silent(), threading.Event(), prune)
-    number = 0
-    for group in plan.groups:
-        trunks = [
-            functools.partial(_trunk, group, tuple(seeds), site)
-            for seeds in chunks(group.seeds, plan.largest, plan.workers)
-        ]
-        sources = _by_seed(side_by_side(trunks, plan.workers, site.stop))
-        jobs = []
-        for stack in group.stacks:
-            number += 1
-            jobs.append(functools.partial(_train_stack, number, stack, group, sources, site, keep))
-        yield from side_by_side(jobs, plan.workers, site.stop)
+    plain = dataclasses.replace(like_all, strategy=Naive(), strategy_name="naive", label="trunk")
+    branch = _start(tuple(dataclasses.replace(plain, seed=seed) for seed in seeds), site)
+    site.listener.stack_started(0, len(seeds), "first task, shared")
+    _train(branch, 1, site, {}, {})
+    # On the CPU, where any process can read them.
+    trace = [(task, step, accuracy.cpu()) for task, step, accuracy in branch.trace]
+    return Trunk(branch.learner, [row.cpu() for row in branch.rows], trace, branch.seconds), None
 
 
-def _by_seed(trunks: Iterator[_Branch]) -> dict[int, tuple[_Branch, int]]:
-    """Where each seed's trunk is: a branch and a row of it."""
-    return {run.seed: (branch, row) for branch in trunks for row, run in enumerate(branch.runs)}
-
-
-def _train_stack(
+def train_stack(
     number: int,
     stack: tuple[Run, ...],
-    group: Group,
-    sources: dict[int, tuple[_Branch, int]],
-    site: _Site,
-    keep: Callable[[list[Result]], object],
-) -> list[Result]:
+    users: Mapping[str, int],
+    places: Mapping[int, tuple[int, int]],
+    site: Site,
+    *trunks: Trunk,
+) -> tuple[None, list[Result]]:
+    """All tasks, or all but the first.
+
+    Args:
+        number: for people.
+        stack: runs that train together.
+        users: how many runs share each trunk.
+        places: for each seed, which trunk it branches off from, and the row there; empty if there are no trunks.
+        site: of the execution.
+        trunks: that `places` counts.
+
+    Returns:
+        A job's two results, see `executors.Job`.
+    """
     site.listener.stack_started(number, len(stack), _title(stack))
-    branch = _branch_off(sources, group, stack) if sources else _start(stack, site)
-    users = Counter(run.trunk for s in group.stacks for run in s)
+    sources = [(trunks[i], row) for i, row in (places[run.seed] for run in stack)] if places else []
+    branch = _branch_off(sources, stack, users, site) if sources else _start(stack, site)
     _through_tasks(branch, site, users)
     results = _results(branch, users)
     if branch.runs:
         site.listener.stack_trained(branch.runs, {k: p.detach() for k, p in branch.learner.params.items()})
-        keep(results)
-    return results + branch.pruned
+    return None, results + branch.pruned
 
 
 def _title(stack: tuple[Run, ...]) -> str:
@@ -165,7 +191,7 @@ def _title(stack: tuple[Run, ...]) -> str:
     return ", ".join(labels) if len(labels) <= 2 else f"{labels[0]} and {len(labels) - 1} more"
 
 
-def _start(runs: tuple[Run, ...], site: _Site) -> _Branch:
+def _start(runs: tuple[Run, ...], site: Site) -> _Branch:
     """A stack before any training, evaluated: row 0 of the accuracy matrix."""
     branch = _Branch(runs, _untrained(runs, site), _feed(site.pool, runs), [], [], [0.0] * len(runs))
     branch.rows.append(_evaluate(branch, 0))
@@ -176,44 +202,35 @@ def _feed(pool: Pool, runs: tuple[Run, ...]) -> Feed:
     return Feed(pool, [run.seed for run in runs], runs[0].recipe.dtype)
 
 
-def _untrained(runs: tuple[Run, ...], site: _Site) -> Learner:
+def _untrained(runs: tuple[Run, ...], site: Site) -> Learner:
     first, pool = runs[0], site.pool
     networks = [run.model.build(pool.shape, pool.heads.outputs, seed=run.seed) for run in runs]
     return Learner.fresh(networks, first.recipe, pool.shape, pool.x.device)
 
 
-def _trunk(group: Group, seeds: tuple[int, ...], site: _Site) -> _Branch:
-    """The first task, trained once a seed without a strategy."""
-    like_all = dataclasses.replace(group.stacks[0][0], strategy=Naive(), strategy_name="naive", label="trunk")
-    branch = _start(tuple(dataclasses.replace(like_all, seed=seed) for seed in seeds), site)
-    site.listener.stack_started(0, len(seeds), "first task, shared")
-    _train(branch, 1, site, {}, {})
-    return branch
+def _branch_off(
+    sources: list[tuple[Trunk, int]], stack: tuple[Run, ...], users: Mapping[str, int], site: Site
+) -> _Branch:
+    """Copies of rows of trunks, one a run of the stack."""
 
-
-def _branch_off(sources: dict[int, tuple[_Branch, int]], group: Group, stack: tuple[Run, ...]) -> _Branch:
-    """Copies of the trunk's runs, one a run of the stack."""
-    users = Counter(run.seed for s in group.stacks for run in s)
-    places = [sources[run.seed] for run in stack]
-
-    def rows(tensors: Callable[[_Branch], list[Tensor]]) -> list[Tensor]:
+    def rows(tensors: Callable[[Trunk], list[Tensor]]) -> list[Tensor]:
         """Each of a trunk's tensors (its seeds, ...), as (this stack's runs, ...)."""
-        listed = zip(*([t[row] for t in tensors(trunk)] for trunk, row in places), strict=True)
-        return [torch.stack(list(values)) for values in listed]
+        listed = zip(*([t[row] for t in tensors(trunk)] for trunk, row in sources), strict=True)
+        return [torch.stack(list(values)).to(site.device) for values in listed]
 
     trace = rows(lambda trunk: [accuracy for _, _, accuracy in trunk.trace])
-    moments = [(task, step) for task, step, _ in places[0][0].trace]
+    moments = [(task, step) for task, step, _ in sources[0][0].trace]
     return _Branch(
         stack,
-        Learner.branch([(trunk.learner, row) for trunk, row in places], stack[0].recipe),
-        _feed(places[0][0].feed.pool, stack),
+        Learner.branch([(trunk.learner, row) for trunk, row in sources], stack[0].recipe),
+        _feed(site.pool, stack),
         rows(lambda trunk: trunk.rows),
         [(task, step, accuracy) for (task, step), accuracy in zip(moments, trace, strict=True)],
-        [trunk.seconds[row] / users[run.seed] for run, (trunk, row) in zip(stack, places, strict=True)],
+        [trunk.seconds[row] / users[run.trunk] for run, (trunk, row) in zip(stack, sources, strict=True)],
     )
 
 
-def _through_tasks(branch: _Branch, site: _Site, users: Counter[str]) -> None:
+def _through_tasks(branch: _Branch, site: Site, users: Mapping[str, int]) -> None:
     """Train the tasks that are left, consolidating between them; the branch moves along.
 
     Args:
@@ -245,7 +262,7 @@ def _through_tasks(branch: _Branch, site: _Site, users: Counter[str]) -> None:
             state = _consolidate(branch, task, site, state, hparams)
 
 
-def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Counter[str]) -> State:
+def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Mapping[str, int]) -> State:
     """Ask which runs to give up, and take them out of the stack; returns the state of those that stay.
 
     Args:
@@ -275,6 +292,13 @@ def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Count
     return new
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is the device's memory, or the machine's, that ran out; PyTorch says the latter in words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"can't allocate memory|not enough memory", str(error)))
+
+
 @contextmanager
 def _blamed(run: Run) -> Generator[None, None, None]:
     """Around calls of a strategy of the user's own: what it raises is its error, not ours, and says so.
@@ -286,7 +310,7 @@ def _blamed(run: Run) -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:
-        blameless = isinstance(error, Cancelled | ValueError | torch.OutOfMemoryError)
+        blameless = isinstance(error, Cancelled | ValueError) or out_of_memory(error)
         if blameless or not registry.fingerprint(type(run.strategy)):
             raise
         raise ValueError(f"strategy {run.strategy_name!r}: {type(error).__name__}: {error}") from error
@@ -299,7 +323,7 @@ def _check_state(branch: _Branch, before: State, after: State) -> None:
         check_state(name, tree_map(lambda t: t[0], before), tree_map(lambda t: t[0], after))
 
 
-def _train(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
+def _train(branch: _Branch, task: int, site: Site, state: State, hparams: Hparams) -> State:
     """One task: train and evaluate."""
     runs, strategy, recipe = branch.runs, branch.runs[0].strategy, branch.runs[0].recipe
     tasks = len(site.pool.tasks)
@@ -354,7 +378,7 @@ def _hparams(branch: _Branch) -> Hparams:
     return {name: torch.tensor(listed, dtype=dtype, device=device) for name, listed in values.items()}
 
 
-def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams: Hparams) -> State:
+def _consolidate(branch: _Branch, task: int, site: Site, state: State, hparams: Hparams) -> State:
     """Measure what the task made important, then let the strategy update its state."""
     learner, strategy = branch.learner, branch.runs[0].strategy
     # Of runs that are all NaN there is nothing to measure.
@@ -374,7 +398,7 @@ def _consolidate(branch: _Branch, task: int, site: _Site, state: State, hparams:
     }
 
 
-def _measure(branch: _Branch, task: int, site: _Site) -> Params:
+def _measure(branch: _Branch, task: int, site: Site) -> Params:
     """What `Strategy.measure` says of each run, stacked; runs that branched off alike are measured once.
 
     Args:
@@ -414,7 +438,7 @@ def _measured_by(run: Run) -> tuple[tuple[str, object], ...]:
     return tuple((k, v) for k, v in run.strategy.options().items() if k not in hypers)
 
 
-def _results(branch: _Branch, users: Counter[str]) -> list[Result]:
+def _results(branch: _Branch, users: Mapping[str, int]) -> list[Result]:
     if not branch.runs:
         return []
     learnt: NDArray[np.float64] = torch.stack(branch.rows, dim=1).cpu().numpy()  # (R, tasks learnt + 1, T)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -159,6 +159,14 @@ class Learner:
         new = cls(copy.deepcopy(first.model), params, buffers, recipe, first.shape, state)
         new.diverged = torch.stack([s.diverged[row] for s, row in sources])
         return new
+
+    def __reduce__(self) -> tuple[Callable[..., Learner], tuple[Any, ...]]:
+        """To another process: what `branch` copies, as arrays."""
+        params = {k: p.detach() for k, p in self.params.items()}
+        tensors = (params, self.buffers, self.optimizer_state(), self.diverged)
+        arrays = [_arrays(tree) for tree in tensors]
+        model = copy.deepcopy(self.model).cpu()
+        return _received, (model, self.recipe, self.shape, self.device, arrays)
 
     def reset_optimizer(self) -> None:
         """A fresh optimiser, without moments or momentum."""
@@ -397,6 +405,28 @@ class Learner:
         loss = lift(one, self.runs)(leaves, self.buffers, x, y).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return {k: like(g, params[k]) for k, g in zip(params, gradients, strict=True)}
+
+
+def _received(
+    model: nn.Module, recipe: Recipe, shape: tuple[int, ...], device: torch.device, arrays: Sequence[Any]
+) -> Learner:
+    """A learner from another process, on a device of the same name."""
+    params, buffers, state, diverged = (_tensors(tree, device) for tree in arrays)
+    learner = Learner(model.to(device), params, buffers, recipe, shape, state)
+    learner.diverged = diverged
+    return learner
+
+
+def _arrays(tree: Any) -> Any:
+    """Nested dictionaries of tensors as arrays."""
+    return {k: _arrays(v) for k, v in tree.items()} if isinstance(tree, dict) else tree.cpu().numpy()
+
+
+def _tensors(tree: Any, device: torch.device) -> Any:
+    """Nested dictionaries of arrays as tensors; copies, since what arrived may be shared."""
+    if isinstance(tree, dict):
+        return {k: _tensors(v, device) for k, v in tree.items()}
+    return torch.tensor(tree, device=device)
 
 
 def layer_outputs(model: nn.Module, x: Tensor) -> list[int]:

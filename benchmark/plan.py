@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from benchmark.data import ImageSet
-from benchmark.executors import workers_for
+from benchmark.executors import Room, workers_for
 from benchmark.learner import EVALUATED, layer_outputs
 from benchmark.runs import Run
 from strategies.base import Setting
@@ -78,7 +78,13 @@ def _listed(sizes: list[int]) -> str:
     return ", ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in counts.items())
 
 
-def make(runs: Iterable[Run], tasks: Sequence[ImageSet], device: torch.device, largest: int | None = None) -> Plan:
+def make(
+    runs: Iterable[Run],
+    tasks: Sequence[ImageSet],
+    device: torch.device,
+    largest: int | None = None,
+    room: Room | None = None,
+) -> Plan:
     """Group runs, and split what would not fit in memory.
 
     Args:
@@ -86,6 +92,7 @@ def make(runs: Iterable[Run], tasks: Sequence[ImageSet], device: torch.device, l
         tasks: images of each of its tasks, for the sizes.
         device: whose free memory counts.
         largest: most runs a stack may hold, whatever the memory; None to decide here.
+        room: how many stacks there may be at a time, and the memory of each; None: what this process has.
     """
     runs = list(runs)
     if not runs:
@@ -93,9 +100,9 @@ def make(runs: Iterable[Run], tasks: Sequence[ImageSet], device: torch.device, l
     # One run of each kind: float hyperparameters and seeds change no size.
     kinds = {(r.model, r.recipe, r.strategy.family()): r for r in runs}
     run_bytes = max(_run_bytes(run, tasks) for run in kinds.values())
-    workers = workers_for(device)
+    workers, free = room or Room(workers_for(device), free_bytes(device) // workers_for(device))
     # Half of what is free: caches, the data and evaluation want the rest.
-    fitting = max(int(_free_bytes(device) / 2 / run_bytes / workers), 1)
+    fitting = max(int(free / 2 / run_bytes), 1)
     largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
@@ -158,7 +165,8 @@ def _run_bytes(run: Run, tasks: Sequence[ImageSet]) -> int:
     return values * (8 if run.recipe.precision == "float64" else 4) + EVALUATED["cpu"] // 1000
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory of this machine, or of the accelerator, that nobody uses."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

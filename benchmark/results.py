@@ -1,14 +1,24 @@
-"""Results on disk: tidy tables, written whole or not at all, from which a second command continues."""
+"""Results on disk: tidy tables from which a second command continues.
+
+New rows are appended, those of a stack in one write. A crash leaves at most a row that was cut off, which has no line
+end and is not read; the next command then writes the tables anew, under a temporary name and renamed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import gc
 import io
 import json
+import operator
 import os
+import platform
 import tempfile
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +45,8 @@ METRICS = (
 """Columns of `runs.csv` that measure; the last three only where runs were evaluated during training."""
 LEADING = ("run_key", "strategy", "seed", "status")
 TRAILING = ("train_seconds", "stack_size", "trunk", "trunk_runs")
+REASON = "reason"  # last, and only where a run failed
+KNOWN = frozenset({*LEADING, *METRICS, *TRAILING, REASON})
 
 
 class ResultsError(Exception):
@@ -49,12 +61,13 @@ class Record:
         run_key: identifies the run.
         strategy: its label.
         seed: of the run.
-        status: `finished` or `diverged`.
+        status: `finished`, `diverged` or `failed`.
         fields: every hyperparameter and recipe field, as text.
         values: metrics, NaN where undefined.
         facts: `TRAILING`, as text.
         accuracy: accuracy matrix, shape (T + 1, T).
         trace: evaluations during training: task in training, step, accuracy on every task.
+        reason: why it failed, or empty.
     """
 
     run_key: str
@@ -66,6 +79,7 @@ class Record:
     facts: dict[str, str]
     accuracy: NDArray[np.float64]
     trace: list[tuple[int, int, NDArray[np.float64]]] = field(default_factory=list)
+    reason: str = ""
 
 
 def record(result: Result) -> Record:
@@ -92,6 +106,7 @@ def record(result: Result) -> Record:
         },
         accuracy=result.accuracy,
         trace=trace,
+        reason=result.reason,
     )
 
 
@@ -119,20 +134,29 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / ".lock", timeout=0)
+        self._lock, self._owner = FileLock(folder / ".lock", timeout=0), folder / ".owner"
         self._turn = threading.Lock()
         self.records: dict[str, Record] = {}
+        self._columns: dict[str, list[str]] = {}  # of each table on disk, where rows may be appended to it
 
     def __enter__(self) -> Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Its content says nothing: the kernel lets go of the lock of a process that died.
             self._lock.acquire()
-            self.records = self._load()
+            owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            self._owner.write_text(json.dumps(owner), encoding="utf-8")
+            with _uncollected():
+                self.records = self._load()
         except Timeout:
             raise ResultsError(
-                f"another forgetbench command is writing to {self.folder}; wait for it or choose --out"
+                f"another forgetbench command{self._held_by()} is writing to {self.folder}; wait for it or choose --out"
             ) from None
+        except ResultsError:
+            self._let_go()
+            raise
         except OSError as error:
+            self._let_go()
             raise ResultsError(
                 f"cannot write to {self.folder}: {error.strerror or error}; choose another --out"
             ) from None
@@ -141,7 +165,25 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self._owner.unlink()
+            self._lock.release()
+
+    def _held_by(self) -> str:
+        """Who holds the lock, as far as it is known: it may have been taken a moment ago."""
+        try:
+            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            return f" (process {owner['pid']} on {owner['host']}, since {owner['since']})"
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
+
+    def settled(self, run: Run) -> bool:
+        """Whether a run has a result; one that failed is tried again."""
+        return run.key in self.records and self.records[run.key].status != "failed"
 
     def add(self, results: Iterable[Result]) -> list[Record]:
         """Keep results, and write the tables; stacks that end together take turns.
@@ -157,20 +199,32 @@ class Store:
         """
         new = [record(result) for result in results]
         with self._turn:
+            again = any(r.run_key in self.records for r in new)
             self.records = self.records | {r.run_key: r for r in new}
-            self._write_tables()
+            if again or not new:
+                self._columns = {}
+            try:
+                # A run counts once `runs.csv` names it, so that goes last.
+                if any(r.trace for r in self.records.values()):
+                    self._write("anytime.csv", _anytime_rows, new)
+                self._write("accuracy.csv", _accuracy_rows, new)
+                self._write("runs.csv", _run_rows, new)
+            except OSError as error:
+                self._columns = {}
+                raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
         return new
 
-    def _write_tables(self) -> None:
-        records = self.records.values()
-        try:
-            # A run counts once `runs.csv` names it, so that goes last.
-            if any(r.trace for r in records):
-                _write(self.folder / "anytime.csv", _anytime_rows(records))
-            _write(self.folder / "accuracy.csv", _accuracy_rows(records))
-            _write(self.folder / "runs.csv", _run_rows(records))
-        except OSError as error:
-            raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+    def _write(self, name: str, rows: Callable[[Iterable[Record]], list[dict[str, Any]]], new: list[Record]) -> None:
+        """Append rows of new records to a table, or write all of it where they do not fit."""
+        path, added = self.folder / name, rows(new)
+        columns = self._columns.get(name)
+        if columns is not None and all(row.keys() <= {*columns} for row in added):
+            _append(path, _text_of(added, columns))
+            return
+        whole = rows(self.records.values())
+        columns = _ordered(whole)
+        _replace(path, _text_of([dict(zip(columns, columns, strict=True)), *whole], columns))
+        self._columns[name] = columns
 
     def describe(self, settings: dict[str, str], environment: dict[str, str]) -> None:
         """Note what is about to train here, and with what.
@@ -198,20 +252,25 @@ class Store:
 
     def _load(self) -> dict[str, Record]:
         """Every run that is there completely; others train again."""
-        runs, accuracies = _read(self.folder / "runs.csv"), _read(self.folder / "accuracy.csv")
-        anytime = _read(self.folder / "anytime.csv")
-        cells: dict[str, list[dict[str, str]]] = {}
-        for row in accuracies:
-            cells.setdefault(row["run_key"], []).append(row)
-        points: dict[str, list[dict[str, str]]] = {}
-        for row in anytime:
-            points.setdefault(row["run_key"], []).append(row)
+        tables = {name: _read(self.folder / name) for name in ("runs.csv", "accuracy.csv", "anytime.csv")}
+        runs, accuracy, anytime = tables.values()
+        cells = accuracy.by_run("after_task", "task", "accuracy")
+        points = anytime.by_run("training_task", "step", "task", "accuracy")
         found = {}
-        for row in runs:
+        for values in runs.rows:
+            row = dict(zip(runs.columns, values, strict=True))
             try:
                 found[row["run_key"]] = _parse(row, cells[row["run_key"]], points.get(row["run_key"], []))
             except (LookupError, ValueError, TypeError):
                 continue  # a damaged row: the run is not taken for finished
+        # Rows that no record accounts for are what a crash left.
+        expected = (
+            len(found),
+            sum(r.accuracy.size for r in found.values()),
+            sum(len(r.trace) * r.accuracy.shape[1] for r in found.values()),
+        )
+        if found and expected == tuple(len(table.rows) for table in tables.values()):
+            self._columns = {name: table.columns for name, table in tables.items() if table.whole}
         return found
 
 
@@ -225,6 +284,7 @@ def _run_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             **r.fields,
             **{k: repr(r.values[k]) for k in METRICS if k in r.values},
             **r.facts,
+            **({REASON: r.reason} if r.reason else {}),
         }
         for r in records
     ]
@@ -262,30 +322,29 @@ def _anytime_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def _parse(row: dict[str, str], cells: list[dict[str, str]], points: list[dict[str, str]]) -> Record:
-    tasks = max(int(cell["task"]) for cell in cells)
+def _parse(row: dict[str, str], cells: list[tuple[str, ...]], points: list[tuple[str, ...]]) -> Record:
+    tasks = max(int(task) for _, task, _ in cells)
     accuracy = np.full((tasks + 1, tasks), np.inf)
-    for cell in cells:
-        accuracy[int(cell["after_task"]), int(cell["task"]) - 1] = float(cell["accuracy"])
+    for after, task, value in cells:
+        accuracy[int(after), int(task) - 1] = float(value)
     if np.isinf(accuracy).any():
         raise ValueError("incomplete accuracy matrix")
     if not np.array_equal(metrics.average_accuracy(accuracy), float(row["average_accuracy"]), equal_nan=True):
         raise ValueError("the accuracy matrix is not the one the metrics were computed from")
     trace: dict[tuple[int, int], dict[int, float]] = {}
-    for point in points:
-        place = int(point["training_task"]), int(point["step"])
-        trace.setdefault(place, {})[int(point["task"])] = float(point["accuracy"])
-    known = {*LEADING, *METRICS, *TRAILING}
+    for training, step, task, value in points:
+        trace.setdefault((int(training), int(step)), {})[int(task)] = float(value)
     return Record(
         run_key=row["run_key"],
         strategy=row["strategy"],
         seed=int(row["seed"]),
         status=row["status"],
-        fields={k: v for k, v in row.items() if k not in known},
+        fields={k: v for k, v in row.items() if k not in KNOWN},
         values={k: float(row[k]) for k in METRICS if row.get(k)},
         facts={k: _present(row[k]) for k in TRAILING},
         accuracy=accuracy,
         trace=[(task, step, np.array([a[j + 1] for j in range(tasks)])) for (task, step), a in trace.items()],
+        reason=row.get(REASON) or "",
     )
 
 
@@ -295,27 +354,91 @@ def _present(text: str | None) -> str:
     return text
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class _Table:
+    """A table as it lies on disk.
+
+    Attributes:
+        columns: of the head line.
+        rows: that have a value for each of them.
+        whole: whether every line is one of these.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    whole: bool
+
+    def by_run(self, *names: str) -> dict[str, list[tuple[str, ...]]]:
+        """These columns of each run's rows, by its key; a table that lacks one has none."""
+        if not {"run_key", *names} <= {*self.columns}:
+            return {}
+        found: dict[str, list[tuple[str, ...]]] = {}
+        key, places = self.columns.index("run_key"), [self.columns.index(name) for name in names]
+        values = operator.itemgetter(*places)
+        for row in self.rows:
+            found.setdefault(row[key], []).append(values(row))
+        return found
+
+
+def _read(path: Path) -> _Table:
     if not path.is_file():
-        return []
+        return _Table([], [], False)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if row.get("run_key")]
+        text = path.read_text(encoding="utf-8")
+        # What has no line end was cut off: a number there would read as a shorter one.
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        columns, *listed = csv.reader(lines) if lines else [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is damaged ({error}); move it away, and its runs train again") from None
+    rows = [row for row in listed if len(row) == len(columns)] if "run_key" in columns else []
+    return _Table(columns, rows, text.endswith("\n") and len(rows) == len(listed))
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The whole table under a temporary name, then renamed: readers see the old one or the new one."""
+@contextlib.contextmanager
+def _uncollected() -> Generator[None, None, None]:
+    """Without garbage collection, which would look again and again at each of many rows: a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _ordered(rows: list[dict[str, Any]]) -> list[str]:
+    """Every column; those that not every run has must not push the last ones from their places."""
     columns = dict.fromkeys(k for row in rows for k in row)
-    # Columns that not every run has must not push these from their places.
-    ends = [c for c in (*METRICS, *TRAILING) if c in columns]
-    order = [c for c in columns if c not in ends] + ends
+    ends = [c for c in (*METRICS, *TRAILING, REASON) if c in columns]
+    return [c for c in columns if c not in ends] + ends
+
+
+def _text_of(rows: list[dict[str, Any]], columns: list[str]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, order, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _replace(path, text.getvalue())
+    csv.writer(text, lineterminator="\n").writerows([row.get(c, "") for c in columns] for row in rows)
+    return text.getvalue()
+
+
+def _append(path: Path, text: str) -> None:
+    """All of it or, where the disk does not take it, nothing.
+
+    Args:
+        path: of a file that is there.
+        text: to add.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    with path.open("ab", buffering=0) as file:
+        before, data = file.seek(0, os.SEEK_END), text.encode()
+        try:
+            written = file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)
+            raise
 
 
 def _replace(path: Path, text: str) -> None:

@@ -120,13 +120,16 @@ class Result:
 
     Attributes:
         run: whose result this is.
-        status: `finished`; `diverged` if loss, parameters or optimiser state stopped being finite; or `pruned`.
-        accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged or was pruned.
+        status: `finished`; `diverged` if loss, parameters or optimiser state stopped being finite; `pruned`; or
+            `failed`.
+        accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged or was pruned, and
+            all of it if it failed.
         train_seconds: wall time of training (evaluations on the way included, importances not), divided by the runs of
             its stack, and the same of its trunk by the runs that share it; stacks side by side each count in full.
         stack_size: runs that trained together after the first task.
         trunk_runs: runs of the experiment that shared the first task's training; 1 if it was this run's own.
         trace: evaluations during training, if the recipe asks for them, ends of tasks included.
+        reason: why the run failed, in one line; or empty.
     """
 
     run: Run
@@ -136,3 +139,4 @@ class Result:
     stack_size: int
     trunk_runs: int
     trace: list[Evaluation] = field(default_factory=list)
+    reason: str = ""

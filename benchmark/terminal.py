@@ -39,10 +39,11 @@ class Monitor:
 
     Args:
         console: where to.
+        traces: show where a stack failed.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, traces: bool = False) -> None:
+        self._console, self._traces = console, traces
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -108,6 +109,11 @@ class Monitor:
     def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
         """Nothing to show: the next stack says its name."""
 
+    def trouble(self, what: str, trace: str) -> None:
+        """Say so at once: the command may have hours to go."""
+        shown = f"{what}\n{trace.rstrip()}" if trace and self._traces else what
+        self._console.print(shown, highlight=False, markup=False, soft_wrap=True)
+
     def _show(self, now: str) -> None:
         if self._all is not None:
             self._progress.update(self._all, now=f"{self._current.get(threading.get_ident(), '')}: {now}")
@@ -138,7 +144,8 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     metrics = ("average_accuracy", "forgetting", "learning_accuracy")
     summary, final = compare.summary(runs, metrics), compare.by_task(runs, accuracy)
     shown = sorted(accuracy["task"].unique()) if accuracy["task"].nunique() <= 3 else []
-    lost = runs[runs["status"] != "finished"].groupby("strategy").size()
+    lost = {status: runs[runs["status"] == status].groupby("strategy").size() for status in ("diverged", "failed")}
+    lost = {status: many for status, many in lost.items() if len(many)}
     table = Table(
         caption="mean ± half the 95% interval (Student's t) over n seeds, in per cent",
         caption_justify="left", box=None, pad_edge=False,
@@ -149,13 +156,13 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         table.add_column(f"task {task}", justify="right")
     for metric in metrics:
         table.add_column(MAIN[metric].replace(" ", "\n", 1), justify="right", no_wrap=True)
-    if len(lost):
-        table.add_column("diverged", justify="right", style="red")
+    for status in lost:
+        table.add_column(status, justify="right", style="red")
     for strategy, own in summary.groupby("strategy", sort=False):
         means = final[final["strategy"] == strategy].set_index("task")["mean"].reindex(shown)
         cells = [percent(row.mean, row.low, row.high) for row in compare.rows(own)]
         by_task = [percent(mean, float("nan"), float("nan")) for mean in means]
-        extra = [str(lost.get(strategy, ""))] if len(lost) else []
+        extra = [str(many.get(strategy, "")) for many in lost.values()]
         # Brackets of a label are no markup.
         table.add_row(str(strategy).replace("[", r"\["), str(own["n"].max()), *by_task, *cells, *extra)
     return table

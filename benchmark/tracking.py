@@ -42,6 +42,7 @@ from strategies import registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mlflow.entities import Run
 
 STATUSES = {"finished": "FINISHED", "pruned": "KILLED"}  # anything else: FAILED
 
@@ -105,6 +106,8 @@ class Tracker:
         self.uri = uri
         # Kind of run -> key -> run id and the overview it is tied to. This process alone writes: asking once is enough.
         self._there: dict[str, dict[str, tuple[str, str]]] = {}
+        # Run key -> run id of those of them that failed, which may have been tried again; empty for somebody else's.
+        self._failed: dict[str, str] = {}
         # Whose half-delivered runs these are: several folders, and people, may share a server.
         self._owner = digest([platform.node(), str(artifacts.resolve())])
         self._overview = ""
@@ -152,6 +155,10 @@ class Tracker:
                 started_ms = int(start_times[r.run_key] * 1000)
                 run_id = self._log(r, started_ms, (colours or {}).get(r.strategy))
                 self._there["run"][r.run_key] = run_id, self._overview
+                if superseded := self._failed.pop(r.run_key, ""):  # not before the new one is whole
+                    self._client.delete_run(superseded)
+                if r.status == "failed":
+                    self._failed[r.run_key] = run_id
             self._tie("run", [r.run_key for r in records], alone)
         return len(new)
 
@@ -182,7 +189,7 @@ class Tracker:
         return new
 
     def missing(self, records: Iterable[Record]) -> list[Record]:
-        """The records that are not there yet, each once.
+        """The records that are not there yet, or there as failed and have a result now, each once.
 
         Args:
             records: in any order.
@@ -192,7 +199,11 @@ class Tracker:
         """
         with explained(self.uri):
             there = self._known("run")
-        return list({r.run_key: r for r in records if r.run_key not in there}.values())
+
+        def is_there(r: Record) -> bool:
+            return r.run_key in there and (r.status == "failed" or r.run_key not in self._failed)
+
+        return list({r.run_key: r for r in records if not is_there(r)}.values())
 
     def open(self, params: dict[str, str], started: float) -> None:
         """Create the overview run of these settings, or find it: the runs delivered from now on are tied to it.
@@ -274,13 +285,21 @@ class Tracker:
     def _delivered(self, kind: str) -> dict[str, tuple[str, str]]:
         """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted."""
         found: dict[str, tuple[str, str]] = {}
-        unfinished = []
+        unfinished, whole = [], []
         for run in search(self._client, [self.experiment_id], f"tags.`{KIND}` = '{kind}'"):
             tags = run.data.tags
             if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
-                found[tags[KEY]] = (run.info.run_id, tags.get(OVERVIEW, ""))
+                whole.append(run)
             elif tags.get(OWNER) == self._owner:
                 unfinished.append(run.info.run_id)
+        for run in sorted(whole, key=_failed, reverse=True):
+            key, mine = run.data.tags[KEY], run.data.tags.get(OWNER) == self._owner
+            # A command killed between logging a run that was tried again and deleting the one that failed left both.
+            if superseded := self._failed.pop(key, ""):
+                unfinished.append(superseded)
+            if kind == "run" and _failed(run):
+                self._failed[key] = run.info.run_id if mine else ""
+            found[key] = run.info.run_id, run.data.tags.get(OVERVIEW, "")
         for run_id in unfinished:  # not before: pages are counted, and would leave out as many as were deleted
             self._delete(run_id)
         return found
@@ -318,6 +337,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         tags = {KEY: r.run_key, STATUS: r.status} | ({PARENT: parent} if parent else {})
+        tags |= {REASON: r.reason} if r.reason else {}
         about = registry.about(r.fields.get("strategy_name", ""))
         tags |= {tag: about[k] for tag, k in ((WHAT, "what"), (LAM, "lam")) if k in about}
         run_id = self._create("seed" if parent else "run", f"{r.strategy} seed {r.seed}", started_ms, colour, tags)
@@ -352,6 +372,10 @@ class Tracker:
         )
         for start in range(room, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _failed(run: Run) -> bool:
+    return bool(run.data.tags.get(STATUS) == "failed")
 
 
 def _curves(accuracy: NDArray[np.float64], now: int) -> list[Any]:

@@ -19,7 +19,7 @@ from benchmark.results import Record
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
 from studies import frames, objectives
-from studies.search import REASON, SEEDS, Searcher
+from studies.search import REASON, SEEDS, Searcher, reason
 from studies.spec import Study
 
 Say = Callable[[str], None]
@@ -193,7 +193,7 @@ class Delivery:
             key=_key(searcher, trial, seeds, ended),
             name=f"{label} trial {trial.number}",
             status="finished" if state == "complete" else state,
-            reason=trial.user_attrs.get(REASON, "") or _reason(seeds),
+            reason=trial.user_attrs.get(REASON, "") or reason(seeds),
             params={k: str(v) for k, v in params.items()},
             metrics=_metrics(self._study, trial.params, seeds, records),
             started=self._asked(searcher, trial),
@@ -219,11 +219,6 @@ def _key(searcher: Searcher, trial: optuna.Trial | FrozenTrial, seeds: Seeds, en
 def _ended(trial: optuna.Trial | FrozenTrial) -> float:
     ended = trial.datetime_complete if isinstance(trial, FrozenTrial) else None
     return ended.timestamp() if ended else time.time()
-
-
-def _reason(seeds: Seeds) -> str:
-    lost = [str(s["seed"]) for s in seeds if s["status"] == "diverged"]
-    return f"diverged with seeds {', '.join(lost)}" if lost else ""
 
 
 def _metrics(study: Study, params: Mapping[str, Any], seeds: Seeds, records: Mapping[str, Record]) -> dict[str, float]:

@@ -94,9 +94,9 @@ def plasticity_kept(study: Study, told: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def state(told: Sequence[Mapping[str, Any]]) -> str:
-    """What became of a trial, from its seeds: `complete`, `diverged` or `pruned`."""
+    """What became of a trial, from its seeds: `complete`, `failed`, `diverged` or `pruned`."""
     there = {seed["status"] for seed in told}
-    return next((status for status in ("diverged", "pruned") if status in there), "complete")
+    return next((status for status in ("failed", "diverged", "pruned") if status in there), "complete")
 
 
 def means(study: Study, told: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> dict[str, float]:

@@ -16,8 +16,9 @@ from optuna.storages import BaseStorage
 from scipy import stats
 from tabulate import tabulate
 
-from benchmark import environment, harness, models, plan, scenarios
+from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.data import ImageSet
+from benchmark.executors import Executor
 from benchmark.experiment import common
 from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
@@ -102,15 +103,16 @@ class _Trainer:
         say: Say,
         planned: Planned,
         listener: harness.Listener | None,
+        executor: Executor | None,
     ) -> None:
         self._store, self._device, self._data_dir, self._say = store, device, data_dir, say
-        self._planned, self._listener = planned, listener
+        self._planned, self._listener, self._executor = planned, listener, executor
         self._images: dict[Scenario, list[ImageSet]] = {}
         self.seconds = 0.0
 
     def __call__(self, runs: list[Run], prune: harness.Prune | None = None) -> dict[str, Record]:
         """Records of these runs, of one scenario, by key; there is none of a pruned run."""
-        todo = list({r.key: r for r in runs if r.key not in self._store.records}.values())
+        todo = list({r.key: r for r in runs if not self._store.settled(r)}.values())
         if todo:
             self._train(todo, prune)
         return {r.key: self._store.records[r.key] for r in runs if r.key in self._store.records}
@@ -119,9 +121,9 @@ class _Trainer:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs])
         self._store.describe(settings, environment.describe(self._device, tasks))
-        made = plan.make(runs, tasks, self._device)
+        made = plan.make(runs, tasks, self._device, room=self._executor.room(self._device) if self._executor else None)
         self._planned(made, tasks)
-        for _ in harness.execute(made, tasks, self._device, self._listener, self._store.add, prune):
+        for _ in schedule.execute(made, tasks, self._device, self._listener, self._store.add, prune, self._executor):
             pass
         self.seconds += time.perf_counter() - started
 
@@ -147,6 +149,7 @@ def run(
     listener: harness.Listener | None = None,
     tracker: Tracker | None = None,
     presentation: Presentation | None = None,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Search each strategy's space with the same number of trials, then test the best setting of each.
 
@@ -163,6 +166,7 @@ def run(
         listener: hears about progress, from several threads.
         tracker: where trials and tests are logged; None keeps them on disk and in the storage only.
         presentation: how the study looks there.
+        executor: where stacks run; None: in this process.
 
     Raises:
         StudyError: the study cannot be opened or continued, or its protocol has nothing to choose by.
@@ -176,7 +180,7 @@ def run(
         searchers = [Searcher(study, s, opened, resume=resume, suffix=suffix) for s in study.searches]
         for searcher in searchers:
             say(f"searching {searcher.describe()}")
-        train = _Trainer(store, device, data_dir, say, planned, listener)
+        train = _Trainer(store, device, data_dir, say, planned, listener, executor)
         tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)

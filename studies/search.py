@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,10 @@ class Searcher:
             seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value; by the
                 protocol `plasticity-first` also what `plasticity.kept` wants to know.
         """
-        diverged, told = [s["seed"] for s in seeds if s["status"] == "diverged"], self._told(seeds)
+        why, told = reason(seeds), self._told(seeds)
         with self.storage.explained():
-            if diverged:
-                trial.set_user_attr(REASON, f"diverged with seeds {', '.join(map(str, diverged))}")
+            if why:
+                trial.set_user_attr(REASON, why)
             trial.set_user_attr(SEEDS, seeds)
             self.optuna.tell(trial.number, **told)
 
@@ -126,10 +127,11 @@ class Searcher:
 
     def _told(self, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         """What Optuna is told of a trial: values, or that it failed."""
-        names, diverged = self.study.objectives, any(s["status"] == "diverged" for s in seeds)
-        if not diverged:
+        names, statuses = self.study.objectives, {s["status"] for s in seeds}
+        if not statuses & {"diverged", "failed"}:
             return {"values": [float(np.mean([s[name] for s in seeds])) for name in names]}
-        if self.study.table.diverged == "fail":
+        # A run that failed says nothing about its setting.
+        if self.study.table.diverged == "fail" or "failed" in statuses:
             return {"state": TrialState.FAIL}
         return {"values": [objectives.worst(name) for name in names]}
 
@@ -188,6 +190,12 @@ class Searcher:
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
                 # One killed while it was being asked has not all of its parameters yet.
                 self.optuna.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
+
+
+def reason(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Why a trial has no value: `diverged with seeds 0, 1`; empty if it has one."""
+    lost = {status: [str(s["seed"]) for s in seeds if s["status"] == status] for status in ("failed", "diverged")}
+    return "; ".join(f"{status} with seeds {', '.join(which)}" for status, which in lost.items() if which)
 
 
 def free_suffix(study: Study, storage: str | BaseStorage | Storage) -> str:

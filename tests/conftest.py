@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from benchmark import harness, plan, scenarios
+from benchmark import harness, plan, scenarios, schedule
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from benchmark.runs import Result, Run
@@ -53,8 +53,11 @@ def make_run(strategy: Strategy | None = None, *, seed: int = 0, tasks: int = 2,
 def train(*runs: Run, largest: int | None = None) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Result]]:
     """Trained parameters, without those that are `UNIDENTIFIED`, and results, by run key."""
     tasks, listener = scenarios.load(runs[0].scenario), _Trained()
-    stacks = list(harness.execute(plan.make(runs, tasks, CPU, largest), tasks, CPU, listener))
-    return listener.params, {r.run.key: r for stack in stacks for r in stack}
+    stacks = list(schedule.execute(plan.make(runs, tasks, CPU, largest), tasks, CPU, listener))
+    results = {r.run.key: r for stack in stacks for r in stack}
+    if failed := [r.reason for r in results.values() if r.status == "failed"]:
+        raise ValueError(failed[0])
+    return listener.params, results
 
 
 def execute(*runs: Run, largest: int | None = None) -> dict[str, Result]:

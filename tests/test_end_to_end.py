@@ -164,3 +164,58 @@ def test_images_of_ones_own_are_split_and_trained_on_and_again_when_they_change(
         keys.append(set(rows))
         assert ("run-epochs" in done.stdout) == (len(keys) != 2)  # the second time there is nothing to train
     assert keys[0] == keys[1] < keys[2] and len(keys[2]) == 16
+
+
+FRAGILE = """
+import os
+from dataclasses import dataclass
+from strategies import L2
+
+
+@dataclass(frozen=True)
+class Fragile(L2):
+    name = "fragile"
+
+    def measure(self, model, task):
+        if not os.path.exists("repaired"):
+            raise KeyError("no such\\nlayer")
+        return super().measure(model, task)
+"""
+
+
+def test_runs_that_fail_say_why_and_are_tried_again_while_the_others_go_on(tmp_path):
+    (tmp_path / "mine.py").write_text(FRAGILE)
+    (tmp_path / "own.toml").write_text(
+        'name = "permuted-digits"\nscenario = { name = "permuted-digits", tasks = 2 }\nseeds = 2\n[train]\nepochs = 1\n'
+        '[[strategy]]\nname = "naive"\n[[strategy]]\nname = "mine:Fragile"\n'
+    )
+    runs, why = (
+        tmp_path / "out" / "permuted-digits" / "runs.csv",
+        "strategy 'mine:Fragile': KeyError: 'no such\\nlayer'",
+    )
+    for _ in range(2):  # failed again is failed once
+        failed = forgetbench("run", "own.toml", cwd=tmp_path)
+        assert failed.returncode == 1
+        last = ["2 of 4 runs failed; the same command tries them again:", f"  {why} (2 runs)"]
+        assert failed.stderr.strip().splitlines() == [f"forgetbench: {last[0]}", last[1]]
+        assert [line.split()[-1] for line in failed.stdout.splitlines() if line.startswith("mine:Fragile[")] == ["2"]
+        assert (
+            sorted((row["status"], row["reason"]) for row in table(runs).values())
+            == [("failed", why)] * 2 + [("finished", "")] * 2
+        )
+        assert sorted(tracked(tmp_path)) == [("FAILED", why)] * 2 + [("FINISHED", "")] * 2
+    (tmp_path / "repaired").touch()
+    again = forgetbench("run", "own.toml", cwd=tmp_path)
+    assert again.returncode == 0 and "2 of 4 runs are finished already" in again.stdout, again.stderr
+    assert {row["status"] for row in table(runs).values()} == {"finished"}
+    assert sorted(tracked(tmp_path)) == [("FINISHED", "")] * 4 and delivered(tmp_path) == sorted(table(runs))
+
+
+def tracked(cwd: Path) -> list[tuple[str, str]]:
+    """Status and reason of each run in MLflow."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{cwd / 'out' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("permuted-digits")
+    found = client.search_runs([experiment.experiment_id], "tags.`forgetbench.kind` = 'run'")
+    return [(run.info.status, run.data.tags.get("forgetbench.reason", "")) for run in found]

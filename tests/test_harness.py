@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmark import harness, plan, scenarios
+from benchmark import harness, plan, scenarios, schedule
 from benchmark.executors import side_by_side
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
@@ -347,7 +347,7 @@ def test_giving_up_stops_the_work():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(harness.execute(made, tasks, CPU, Impatient()))
+        list(schedule.execute(made, tasks, CPU, Impatient()))
 
 
 def test_parameters_lie_in_memory_as_their_gradients_do():
@@ -404,7 +404,7 @@ def test_results_are_kept_the_moment_a_stack_ends_whatever_the_caller_does():
     runs = [make_run(L2(lam=lam), seed=seed) for lam in (1, 2) for seed in (0, 1)]
     tasks = scenarios.load(runs[0].scenario)
     kept = []
-    stacks = harness.execute(plan.make(runs, tasks, CPU), tasks, CPU, keep=kept.extend)
+    stacks = schedule.execute(plan.make(runs, tasks, CPU), tasks, CPU, keep=kept.extend)
     next(stacks)
     time.sleep(3)  # a caller that is slow to ask for the next
     assert len(kept) == 4
@@ -507,7 +507,7 @@ def test_pruned_runs_leave_the_stack_and_the_others_are_what_they_were():
     def all_of(prune=None):
         made = plan.make(runs, tasks, CPU, largest=6)
         kept = []
-        found = {r.run.key: r for s in harness.execute(made, tasks, CPU, keep=kept.extend, prune=prune) for r in s}
+        found = {r.run.key: r for s in schedule.execute(made, tasks, CPU, keep=kept.extend, prune=prune) for r in s}
         return found, kept
 
     (full, _), (found, kept) = all_of(), all_of(prune)

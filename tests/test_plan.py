@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark import data, harness, plan, scenarios
+from benchmark import data, plan, scenarios, schedule
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
@@ -38,7 +38,7 @@ def run(strategy: Strategy, seed: int = 0, **recipe: object) -> Run:
 @pytest.fixture(autouse=True)
 def _roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with memory enough and two workers, whatever runs the tests."""
-    monkeypatch.setattr(plan, "_free_bytes", lambda device: 2**36)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 2**36)
     monkeypatch.setattr(plan, "workers_for", lambda device: 2)
 
 
@@ -105,9 +105,9 @@ def test_recipes_that_train_the_first_task_differently_share_nothing(recipe: dic
 def test_stacks_are_split_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [run(L2(lam=lam), seed) for lam in range(1, 5) for seed in range(3)]
     one = plan.make(runs, IMAGES, CPU).run_bytes
-    monkeypatch.setattr(plan, "_free_bytes", lambda device: 2 * 2 * 3 * one)  # half of it, for two workers: three each
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 2 * 2 * 3 * one)  # half of it, for two workers: three each
     assert [len(stack) for stack in stacks(plan.make(runs, IMAGES, CPU))] == [3, 3, 3, 3]
-    monkeypatch.setattr(plan, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     assert {len(stack) for stack in stacks(plan.make(runs, IMAGES, CPU))} == {1}
 
 
@@ -155,7 +155,7 @@ def test_the_largest_kind_of_run_decides_how_many_fit() -> None:
 
 def test_nothing_to_train_is_an_empty_plan() -> None:
     made = plan.make([], IMAGES, CPU)
-    assert (made.runs, made.stacks, list(harness.execute(made, IMAGES, CPU))) == (0, 0, [])
+    assert (made.runs, made.stacks, list(schedule.execute(made, IMAGES, CPU))) == (0, 0, [])
 
 
 def test_a_plan_says_what_it_will_do_in_one_line() -> None:
@@ -171,7 +171,7 @@ def test_a_strategy_that_trains_the_first_task_in_its_own_way_can_be_run() -> No
     tasks = scenarios.load(SCENARIO)
     small = [dataclasses.replace(t, train_x=t.train_x[:64], train_y=t.train_y[:64]) for t in tasks]
     made = plan.make([run(Own())], small, CPU)
-    ((result,),) = harness.execute(made, small, CPU)
+    ((result,),) = schedule.execute(made, small, CPU)
     assert (result.status, result.trunk_runs, result.run.trunk) == ("finished", 1, "")
 
 

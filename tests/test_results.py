@@ -7,6 +7,10 @@ import dataclasses
 import itertools
 import math
 import os
+import platform
+import resource
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -161,11 +165,9 @@ def test_a_label_with_a_comma_stays_one_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["runs.csv", "accuracy.csv"])
-def test_a_crash_while_writing_leaves_the_old_tables_and_no_litter(
+def test_a_crash_while_writing_leaves_no_litter_and_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
-    first, *others = [result(run) for run in made().runs()]
-    kept(tmp_path, [first])
     replace = Path.replace
 
     def crash(path: Path, target: Path) -> Path:
@@ -175,11 +177,77 @@ def test_a_crash_while_writing_leaves_the_old_tables_and_no_litter(
 
     monkeypatch.setattr(Path, "replace", crash)
     with Store(tmp_path) as store, pytest.raises(ResultsError, match="No space left on device"):
-        store.add(others)
+        store.add([result(run) for run in made().runs()])
     monkeypatch.undo()
-    assert {path.name for path in tmp_path.iterdir()} <= {"runs.csv", "accuracy.csv", ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"accuracy.csv", ".lock"}
     with Store(tmp_path) as store:
+        assert not store.records
+
+
+@pytest.mark.parametrize("room", [0, 50, 400, 600])
+def test_on_a_full_disk_runs_that_were_there_stay_and_others_are_whole_or_not_there(tmp_path: Path, room: int) -> None:
+    first, *others = [result(run) for run in made().runs()]
+    kept(tmp_path / "undisturbed", [first])
+    kept(tmp_path / "undisturbed", others)
+    kept(tmp_path / "trial", [first])
+    before = {path.name: path.stat().st_size for path in (tmp_path / "trial").glob("*.csv")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Store(tmp_path / "trial") as store:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(before.values()) + room, hard))
+        try:
+            with pytest.raises(ResultsError, match=r"cannot write to .*trial: (File too large|No space left)"):
+                store.add(others)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Store(tmp_path / "trial") as store:
         assert set(store.records) == {first.run.key}
+        store.add(others)
+    for name in before:
+        assert (tmp_path / "trial" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+@pytest.mark.parametrize("table", ["runs.csv", "accuracy.csv"])
+def test_killed_while_rows_are_appended_nothing_is_there_twice_afterwards(tmp_path: Path, table: str) -> None:
+    found = [result(run) for run in made().runs()]
+    kept(tmp_path, found)
+    undisturbed = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
+    lines = undisturbed[table].splitlines(keepends=True)
+    for cut in (1, len(lines[-1]) // 2, len(lines[-1]) - 1, len(lines[-1])):
+        (tmp_path / table).write_bytes(undisturbed[table][:-cut])
+        if table == "accuracy.csv":  # which comes first: nothing names its rows yet
+            (tmp_path / "runs.csv").write_bytes(b"".join(undisturbed["runs.csv"].splitlines(keepends=True)[:-1]))
+        with Store(tmp_path) as store:
+            assert set(store.records) == {r.run.key for r in found[:-1]}
+            store.add(found[-1:])
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == undisturbed
+
+
+def test_a_stack_that_ends_writes_its_own_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third, *_ = [result(run) for run in made().runs()]
+    kept(tmp_path, [first])
+    written: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: written.append(target.name) or replace(path, target))
+    with Store(tmp_path) as store:
+        store.add([second])
+        assert written == []
+        trace = [Evaluation(1, 5, np.array([0.9, 0.1])), Evaluation(2, 5, np.array([0.9, 0.1]))]
+        store.add([dataclasses.replace(third, trace=trace)])  # columns that were not there
+        assert written == ["anytime.csv", "runs.csv"]
+    with Store(tmp_path) as store:
+        assert len(store.records) == 3 and len(store.records[third.run.key].trace) == 2
+
+
+def test_a_run_that_failed_is_tried_again_and_its_result_takes_the_place_of_the_failure(tmp_path: Path) -> None:
+    first, second, *_ = made().runs()
+    lost = result(first, np.full((3, 2), np.nan), status="failed", reason="KeyError: 'x', \"y\"")
+    kept(tmp_path, [lost, result(second)])
+    with Store(tmp_path) as store:
+        assert (store.settled(first), store.settled(second)) == (False, True)
+        assert (store.records[first.key].status, store.records[first.key].reason) == ("failed", "KeyError: 'x', \"y\"")
+        store.add([result(first)])
+    assert [(r["status"], r.get("reason")) for r in rows(tmp_path / "runs.csv")] == [("finished", None)] * 2
+    assert len(rows(tmp_path / "accuracy.csv")) == 12
 
 
 def test_accuracies_are_on_disk_before_a_run_counts_as_finished(
@@ -253,15 +321,53 @@ def test_a_table_that_is_no_text_is_said_in_one_message(tmp_path: Path) -> None:
 # One process at a time
 
 
-def test_a_folder_that_another_command_writes_to_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with (
-        Store(tmp_path),
-        pytest.raises(ResultsError, match="another forgetbench command .* choose --out"),
-        Store(tmp_path),
-    ):
-        pass
+def test_a_folder_that_another_command_writes_to_is_refused_with_who_and_what_to_do(tmp_path: Path) -> None:
+    who = rf"another forgetbench command \(process {os.getpid()} on {platform.node()}, since 20.*\) .* choose --out"
+    with Store(tmp_path):
+        for _ in range(2):  # who asks in vain changes nothing
+            with pytest.raises(ResultsError, match=who), Store(tmp_path):
+                pass
     with Store(tmp_path) as store:
         assert store.records == {}
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from benchmark.results import Store
+with Store(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_command_that_was_killed_is_nobodys(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ResultsError, match=rf"process {holder.pid} on"), Store(tmp_path):
+            pass
+        holder.kill()
+    with Store(tmp_path) as store:
+        store.add([result(run) for run in made().runs()])
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "runs.csv", "accuracy.csv"}
+
+
+@pytest.mark.parametrize("folder", ["/proc/forgetbench", "/sys/forgetbench"])
+def test_a_place_that_cannot_be_written_to_is_refused_with_what_to_do(folder: str) -> None:
+    with pytest.raises(ResultsError, match=rf"cannot write to {folder}: .*; choose another --out"), Store(Path(folder)):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="who is root may write anywhere")
+def test_a_read_only_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    kept(tmp_path, [result(run) for run in made().runs()])
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ResultsError, match="cannot write to .*; choose another --out"), Store(tmp_path):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmark import harness, plan, scenarios, terminal
+from benchmark import harness, plan, scenarios, schedule, terminal
 from strategies import Naive
 from strategies.frozen import Frozen
 from strategies.joint import Joint
@@ -39,7 +39,7 @@ def test_progress_ends_where_the_training_ends_whatever_each_strategy_trains_on(
     runs = [make_run(s, **recipe) for s in (Naive(), Joint(), Joint(mode="continued"), Frozen())]
     tasks = scenarios.load(runs[0].scenario)
     made = plan.make(runs, tasks, CPU)
-    list(harness.execute(made, tasks, CPU, Counting()))
+    list(schedule.execute(made, tasks, CPU, Counting()))
     assert terminal._run_epochs(made, tasks) == sum(told) > 0
 
 

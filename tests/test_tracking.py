@@ -295,6 +295,37 @@ def test_a_note_longer_than_a_tag_may_be_is_no_reason_to_fail(place: Place) -> N
     assert Path(place.client.download_artifacts(run_id, "result_table.md", str(place.folder))).read_text() == row * 250
 
 
+def test_a_run_that_failed_is_replaced_once_it_has_a_result(place: Place) -> None:
+    lost = record("a", status="failed", reason="KeyError: 'x'", accuracy=np.full((3, 2), np.nan), values={})
+    assert [deliver(place, lost) for _ in range(2)] == [1, 0]
+    (run,) = place.runs()
+    assert (run.info.status, run.data.tags["forgetbench.reason"]) == ("FAILED", "KeyError: 'x'")
+    tracker = place.tracker()
+    assert [tracker.deliver([r], times(r)) for r in (lost, record("a"), record("a"), lost)] == [0, 1, 0, 0]
+    (run,) = place.runs()
+    assert (run.info.status, run.data.tags["forgetbench.status"]) == ("FINISHED", "finished")
+
+
+def test_a_failure_that_a_killed_command_left_beside_its_result_is_removed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = record("a", status="failed", reason="KeyError: 'x'")
+    deliver(place, lost)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "delete_run", lambda *args: None)
+        deliver(place, record("a"))
+    assert len(place.runs()) == 2
+    assert deliver(place, record("a")) == 0
+    assert [run.info.status for run in place.runs()] == ["FINISHED"]
+
+
+def test_somebody_elses_failure_is_left_to_them(place: Place, tmp_path: Path) -> None:
+    deliver(place, record("a", status="failed", reason="KeyError: 'x'"))
+    other = Tracker(place.uri, place.name, tmp_path / "elsewhere")
+    assert other.deliver([record("a")], times(record("a"))) == 1
+    assert sorted(run.info.status for run in place.runs()) == ["FAILED", "FINISHED"]
+
+
 # sync
 
 
@@ -390,6 +421,17 @@ def test_whether_a_server_answers_is_found_out_before_mlflow_retries_for_minutes
     monkeypatch.setattr("mlflow.MlflowClient", None)  # calling it would be another error
     with pytest.raises(TrackingError, match="does not answer"):
         Tracker(f"http://127.0.0.1:{closed_port}", "x", tmp_path)
+
+
+def test_a_server_that_takes_the_call_and_says_nothing_is_said_to_be_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmark.server.TIMEOUT", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(TrackingError, match="does not answer .*timed out.*forgetbench sync"),
+    ):
+        Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "x", tmp_path)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from benchmark import harness, models, plan, scenarios
+from benchmark import models, plan, scenarios, schedule
 from benchmark.data import ImageSet
 from benchmark.perf.measuring import Subject
 from benchmark.perf.training import CPU, STEPS
@@ -128,7 +128,7 @@ def _ours(tasks: list[ImageSet]) -> dict[str, list[list[float]]]:
     runs = [
         Run(scenario, models.Model("mlp-bn"), recipe, s, s.name, s.name, seed) for s in strategies for seed in SEEDS
     ]
-    stacks = list(harness.execute(plan.make(runs, tasks, CPU), tasks, CPU))
+    stacks = list(schedule.execute(plan.make(runs, tasks, CPU), tasks, CPU))
     found: dict[str, list[list[float]]] = {}
     for result in (result for stack in stacks for result in stack):
         found.setdefault(result.run.strategy_name, []).append(result.accuracy[-1].tolist())

@@ -1,0 +1,190 @@
+"""Stacks through Ray: the same results, and what happens when workers and nodes die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from benchmark import plan, scenarios, schedule
+from benchmark.runs import Result, Run
+from strategies import EWC, L2, option
+from tests import conftest
+from tests.conftest import CPU
+from tests.test_schedule import Noted, Raises, go, make_run, same
+
+ray = pytest.importorskip("ray")
+from benchmark import cluster  # ruff: ignore[module-import-not-at-top-of-file]
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[cluster.Ray]:
+    """Ray on this machine."""
+    said: list[str] = []
+    yield cluster.Ray(say=said.append)
+    ray.shutdown()
+    assert len(said) == 1 and "on loopback" in said[0]
+
+
+def exactly(found: dict[str, Result], expected: dict[str, Result]) -> None:
+    assert found.keys() == expected.keys()
+    for key, e in expected.items():
+        assert (found[key].status, found[key].stack_size) == ("finished", e.stack_size)
+        np.testing.assert_array_equal(found[key].accuracy, e.accuracy)
+        assert [(p.task, p.step) for p in found[key].trace] == [(p.task, p.step) for p in e.trace]
+
+
+@dataclass(frozen=True)
+class Kills(L2):
+    """Ends its process, as the kernel would, as often as it is told to."""
+
+    name: ClassVar[str] = "kills"
+    folder: str = option("", doc="where it counts")
+    times: int = option(1, doc="how often")
+
+    def measure(self, model: Any, task: Any) -> Any:
+        if task.number == 2 and len(list(Path(self.folder).iterdir())) < self.times:
+            (Path(self.folder) / str(time.time_ns())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().measure(model, task)
+
+
+@dataclass(frozen=True)
+class Waits(L2):
+    """Takes its time, so that something may happen meanwhile."""
+
+    name: ClassVar[str] = "waits"
+
+    def measure(self, model: Any, task: Any) -> Any:
+        time.sleep(1)
+        return super().measure(model, task)
+
+
+def test_runs_through_ray_equal_those_of_this_process_to_the_bit(here: cluster.Ray) -> None:
+    runs = [
+        conftest.make_run(
+            s, seed=seed, tasks=3, epochs=1, evaluate_every=9, precision="float32", optimizer_state="keep"
+        )
+        for s in (EWC(lam=3.0), L2(), EWC(lam=3.0, estimator="sampled"))
+        for seed in (0, 1, 2)
+    ]
+    exactly(go(runs, workers=2, executor=here)[0], go(runs, workers=2)[0])
+
+
+def test_everything_listens_on_loopback(here: cluster.Ray) -> None:
+    assert here.room(CPU).workers == os.cpu_count()
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+
+
+def test_a_strategy_that_raises_fails_alone(here: cluster.Ray) -> None:
+    bad, good = [make_run(Raises(), seed=s) for s in (0, 1)], [make_run(L2(), seed=s) for s in (0, 1)]
+    found, noted = go([*bad, *good], workers=2, executor=here)
+    assert {found[run.key].reason for run in bad} == {"strategy 'raises': KeyError: 'nope'"}
+    same({run.key: found[run.key] for run in good}, go(good)[0])
+    assert any('raise KeyError("nope")' in trace for trace in noted.traces)
+
+
+def test_a_task_whose_worker_is_killed_is_run_again(here: cluster.Ray, tmp_path: Path) -> None:
+    killer, other = make_run(Kills(folder=str(tmp_path)), tasks=3), make_run(L2(), tasks=3)
+    found, _ = go([killer, other], executor=here)
+    assert len(list(tmp_path.iterdir())) == 1
+    exactly(found, go([killer, other])[0])
+
+
+def test_a_task_that_kills_every_worker_has_failed_and_the_others_finish(here: cluster.Ray, tmp_path: Path) -> None:
+    killer, other = make_run(Kills(folder=str(tmp_path), times=99), tasks=3), make_run(L2(), tasks=3)
+    found, _ = go([killer, other], executor=here, workers=2)
+    assert (found[killer.key].status, found[other.key].status) == ("failed", "finished")
+    assert found[killer.key].reason.startswith("its worker died 4 times")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_runs_are_pruned_by_the_driver_and_progress_is_heard(here: cluster.Ray) -> None:
+    runs = [make_run(L2(lam=lam), seed=s, tasks=4) for lam in (1.0, 2.0) for s in (0, 1)]
+    tasks, heard, asked = scenarios.load(runs[0].scenario), [], []
+
+    class Listening(Noted):
+        def epoch_done(self, runs: int, task: int, *rest: Any) -> None:
+            heard.append((runs, task))
+
+    def prune(task: int, alive: tuple[Run, ...], accuracy: Any) -> list[bool]:
+        asked.append((task, len(alive), accuracy.shape[1:], os.getpid()))
+        return [run.strategy.lam == 2.0 for run in alive]
+
+    made = plan.make(runs, tasks, CPU)
+    found = [r for s in schedule.execute(made, tasks, CPU, Listening(), prune=prune, executor=here) for r in s]
+    assert {(r.run.strategy.lam, r.status) for r in found} == {(1.0, "finished"), (2.0, "pruned")}
+    assert {pid for *_, pid in asked} == {os.getpid()} and {task for task, *_ in asked} == {2, 3}
+    assert sum(n for n, task in heard if task == 1) == 2 and sum(n for n, task in heard if task == 4) == 2
+
+
+def test_a_worker_with_other_software_is_refused(here: cluster.Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = cluster._versions()
+    monkeypatch.setattr(cluster, "_versions", lambda: own | {"forgetbench": "9.9"})
+    with pytest.raises(ValueError, match=r"is refused: forgetbench .* there, 9\.9 here; install there what"):
+        here.room(CPU)
+    with pytest.raises(ValueError, match="is refused"):  # one that joined later
+        go([make_run(L2())], executor=here)
+
+
+def test_a_worker_with_another_version_of_ones_own_code_is_refused(
+    here: cluster.Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(Waits())
+    monkeypatch.setattr("strategies.imports.inspect.getsource", lambda module: "a version that was never saved")
+    _ = run.key
+    with pytest.raises(ValueError, match="another version of the code of 'waits'"):
+        go([run], executor=here)
+
+
+def test_a_stack_for_which_there_is_no_room_is_refused(here: cluster.Ray) -> None:
+    with pytest.raises(ValueError, match=r"no node of the Ray cluster has 1000 CPUs and 0 GPUs .*--cpus-per-stack"):
+        cluster.Ray(cpus=1000).room(CPU)
+
+
+def test_giving_up_cancels_what_is_running(here: cluster.Ray) -> None:
+    runs = [make_run(Waits(), seed=s, tasks=9) for s in range(3)]
+    tasks = scenarios.load(runs[0].scenario)
+    quick = make_run(L2(), tasks=9)
+    stacks = schedule.execute(plan.make([quick, *runs], tasks, CPU, largest=1), tasks, CPU, executor=here)
+    next(stacks)
+    began = time.monotonic()
+    stacks.close()
+    assert time.monotonic() - began < 15
+
+
+def test_stacks_of_a_node_that_is_removed_run_again_elsewhere() -> None:
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    there = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        doomed = there.add_node(num_cpus=1)
+        runs = [make_run(Waits(), seed=s, tasks=5) for s in range(4)]
+        executor = cluster.Ray(there.address)
+        assert executor.room(CPU).workers == 2
+        removal = threading.Timer(3, lambda: there.remove_node(doomed, allow_graceful=False))
+        removal.start()
+        found = go(runs, largest=1, workers=2, executor=executor)[0]
+        removal.join()
+        assert executor.room(CPU).workers == 1
+        exactly(found, go(runs, largest=1, workers=2)[0])
+    finally:
+        ray.shutdown()
+        there.shutdown()
+
+
+def test_an_address_where_nothing_is_is_said_with_what_to_do() -> None:
+    ray.shutdown()
+    with pytest.raises(ValueError, match="no Ray cluster at 'auto' .*ray start --head"):
+        cluster.Ray("auto").room(CPU)
