@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import os
@@ -86,6 +87,10 @@ def between(address: str, fault: str) -> Generator[tuple[str, threading.Event], 
 
     class Proxy(http.server.BaseHTTPRequestHandler):
         def handle_one_request(self) -> None:
+            with contextlib.suppress(ConnectionError):  # who asked has lost patience
+                self.answer()
+
+        def answer(self) -> None:
             self.raw_requestline = self.rfile.readline(65537)
             if not self.raw_requestline or not self.parse_request():
                 return
@@ -97,17 +102,16 @@ def between(address: str, fault: str) -> Generator[tuple[str, threading.Event], 
                 self.send_error(500)
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            server = http.client.HTTPConnection(host, timeout=60)
             headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
-            server.request(self.command, self.path, body, headers)
-            answer = server.getresponse()
-            content = answer.read()
+            with contextlib.closing(http.client.HTTPConnection(host, timeout=60)) as server:
+                server.request(self.command, self.path, body, headers)
+                answer = server.getresponse()
+                content = answer.read()
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.getheader("Content-Type") or "text/plain")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
-            server.close()
 
         def log_message(self, *about: object) -> None:
             pass
