@@ -126,7 +126,7 @@ def run(
         settings = common([text_fields(r) for r in wanted])
         if todo:
             models.require_stackable(experiment.model, tasks[0].shape, experiment.scenario.heads(tasks).outputs)
-            store.describe(settings, environment.describe(device, tasks))
+            store.describe(settings, environment.describe(device, tasks), [e.label for e in experiment.entries])
         delivery.open(settings, started)
         labels = [entry.label for entry in experiment.entries]
         made = plan.make(todo, tasks, device, largest, executor.room(device) if executor and todo else None)
@@ -154,7 +154,7 @@ def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[in
         TrackingError: the server stopped answering.
     """
     with Store(folder) as store:
-        records, started = _told_apart(list(store.records.values())), time.time()
+        records, started = _told_apart(store.in_order()), time.time()
         times = start_times(((r.run_key, r.seed) for r in records), started)
         # What the last command that trained here said, so that the runs share its overview; unless others are here too.
         settings, _ = store.description()

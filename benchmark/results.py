@@ -18,7 +18,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -226,17 +226,18 @@ class Store:
         _replace(path, _text_of([dict(zip(columns, columns, strict=True)), *whole], columns))
         self._columns[name] = columns
 
-    def describe(self, settings: dict[str, str], environment: dict[str, str]) -> None:
+    def describe(self, settings: dict[str, str], environment: dict[str, str], strategies: Sequence[str] = ()) -> None:
         """Note what is about to train here, and with what.
 
         Args:
             settings: what the runs have in common.
             environment: versions, device, revision, checksums.
+            strategies: labels in the order of the experiment.
 
         Raises:
             ResultsError: the disk does not take it.
         """
-        content = {"settings": settings, "environment": environment}
+        content = {"settings": settings, "environment": environment, "strategies": list(strategies)}
         try:
             _replace(self.folder / "environment.json", json.dumps(content, indent=2) + "\n")
         except OSError as error:
@@ -245,10 +246,21 @@ class Store:
     def description(self) -> tuple[dict[str, str], dict[str, str]]:
         """Settings and environment of the last command that trained here; empty where that is not known."""
         try:
-            content = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+            content = self._described()
             return dict(content["settings"]), dict(content["environment"])
         except (OSError, ValueError, LookupError, TypeError):
             return {}, {}
+
+    def in_order(self) -> list[Record]:
+        """All runs, by strategy in the order of the experiment; tables have them as their stacks ended."""
+        try:
+            places = {str(label): i for i, label in enumerate(self._described()["strategies"])}
+        except (OSError, ValueError, LookupError, TypeError):
+            places = {}
+        return sorted(self.records.values(), key=lambda r: places.get(r.strategy, len(places)))
+
+    def _described(self) -> Any:
+        return json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
 
     def _load(self) -> dict[str, Record]:
         """Every run that is there completely; others train again."""

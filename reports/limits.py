@@ -103,10 +103,11 @@ def _batchnorm(runs: pd.DataFrame) -> str:
     modes = runs.groupby("batchnorm")["strategy"].unique() if "batchnorm" in runs else pd.Series(dtype=object)
     if len(modes) < 2:
         return ""
+    other = modes.drop(modes.map(len).idxmax())
     listed = "; ".join(
-        f"{mode}: {', '.join(names.spoken(label) for label in labels)}" for mode, labels in modes.items()
+        f"{mode}: {', '.join(names.spoken(label) for label in labels)}" for mode, labels in other.items()
     )
-    return f"BatchNorm's statistics are not handled alike ({listed}): compare like with like."
+    return f"BatchNorm's statistics are not handled alike; other than the rest are {listed}. Compare like with like."
 
 
 def _trunk(runs: pd.DataFrame) -> str:

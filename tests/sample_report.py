@@ -6,6 +6,7 @@ database of its own, it gives the report: `python -m tests.sample_report` writes
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ def made(folder: Path) -> document.Document:
     results = shutil.copytree(STORED, folder / "out" / STORED.name)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     experiment.sync(results, Tracker(uri, STORED.name, folder / "mlartifacts"), overview)
-    return document.build(load.load(uri))
+    return dataclasses.replace(document.build(load.load(uri)), uri="sqlite:///out/mlflow.db")
 
 
 def written(report: document.Document, folder: Path) -> None:
