@@ -292,7 +292,10 @@ def test_resume_of_a_study_that_is_not_there_starts_it(tmp_path: Path) -> None:
 def test_a_second_command_leaves_the_trials_of_the_first_alone(tmp_path: Path) -> None:
     study, storage = made(), InMemoryStorage()
     asked = Searcher(study, study.searches[0], storage, resume=False).ask()
-    with Store(tmp_path / "trial"), pytest.raises(ResultsError, match="another forgetbench command is writing"):
+    with (
+        Store(tmp_path / "trial"),
+        pytest.raises(ResultsError, match=r"another forgetbench command \(process .*\) is writing"),
+    ):
         go(study, tmp_path, storage, resume=True)
     trials = optuna.load_study(study_name="trial/ewc", storage=storage).trials
     assert [trial.state for trial in trials[: len(asked)]] == [TrialState.RUNNING] * len(asked)
