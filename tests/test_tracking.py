@@ -326,6 +326,20 @@ def test_somebody_elses_failure_is_left_to_them(place: Place, tmp_path: Path) ->
     assert sorted(run.info.status for run in place.runs()) == ["FAILED", "FINISHED"]
 
 
+def test_a_clock_that_jumps_back_costs_no_run_and_no_run_ends_before_it_began(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, clock = [record(key, seed=seed) for seed, key in enumerate("abc")], iter(range(2 * 10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    for some in (records[:1], records[:2], records):
+        tracker = place.tracker()
+        tracker.open({"epochs": "1"}, time.time())
+        tracker.deliver(some, tracking.start_times(((r.run_key, r.seed) for r in some), time.time()))
+    runs = place.runs()
+    assert sorted(run.data.tags["forgetbench.run_key"] for run in runs) == ["a", "b", "c"]
+    assert all(run.info.end_time >= run.info.start_time for run in runs) and len(place.runs("overview")) == 1
+
+
 # sync
 
 
