@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from benchmark import cli, harness
+from benchmark import cli, schedule
 from benchmark.sources import IDX_FILES
 
 GOOD = """
@@ -80,7 +80,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(*args: object, **kwargs: object) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(harness, "execute", execute)
+    monkeypatch.setattr(schedule, "execute", execute)
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_an_error_that_is_ours_is_not_made_to_look_like_the_users(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("this cannot happen")
 
-    monkeypatch.setattr(harness, "execute", broken)
+    monkeypatch.setattr(schedule, "execute", broken)
     done = forgetbench(*OFFLINE, "seeds=1")
     assert done.status == 1
     assert "unexpected RuntimeError: this cannot happen (a bug of forgetbench; --debug shows where)" in done.text
@@ -234,7 +234,7 @@ def test_an_interrupted_command_says_that_nothing_finished_is_lost(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "execute", interrupted)
+    monkeypatch.setattr(schedule, "execute", interrupted)
     done = forgetbench(*OFFLINE, "seeds=1")
     assert done.status == 130
     assert "interrupted; finished runs are kept" in done.err
@@ -371,7 +371,7 @@ def test_the_same_command_again_trains_nothing_and_delivers_nothing_twice(
 ) -> None:
     folder, _ = finished
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(harness, "execute", lambda plan, *args, **kwargs: iter([()] * plan.runs))
+    monkeypatch.setattr(schedule, "execute", lambda plan, *args, **kwargs: iter([()] * plan.runs))
     before = (folder / "out" / "trial" / "runs.csv").read_bytes()
     done = forgetbench("run", "trial.toml", "--device", "cpu")
     assert done.status == 0
@@ -413,7 +413,7 @@ def test_the_command_that_is_suggested_shows_no_password(
     folder, _ = finished
     monkeypatch.chdir(folder)
     monkeypatch.setattr(cli, "_tracker", lambda uri, out, name: None)
-    monkeypatch.setattr(harness, "execute", lambda *args, **kwargs: iter(()))
+    monkeypatch.setattr(schedule, "execute", lambda *args, **kwargs: iter(()))
     done = forgetbench("run", "trial.toml", "--device", "cpu", "--tracking-uri", "https://me:secret@mlflow.example.org")
     assert done.status == 0 and "mlflow.example.org" in done.text
     assert "secret" not in done.text
@@ -434,6 +434,6 @@ def test_results_that_are_damaged_are_trained_again_and_no_reason_to_fail(
         planned.append(plan.runs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "execute", execute)
+    monkeypatch.setattr(schedule, "execute", execute)
     assert forgetbench("run", "trial.toml", "--offline", "--device", "cpu").status != 0
     assert planned in ([1], [2])
