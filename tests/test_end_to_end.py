@@ -47,6 +47,8 @@ def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=pipe,
         text=True,
         env=environment(),
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     runs = cwd / "out" / "permuted-digits" / "runs.csv"
     for _ in range(6000):  # five minutes: the machine may be busy
