@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from benchmark import models, scenarios
 from benchmark.models import Model
-from benchmark.recipe import Recipe
+from benchmark.recipe import Precision, Recipe
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from strategies import registry
@@ -54,7 +54,7 @@ class TrainTable(BaseModel):
     iterations: int | None = Field(None, ge=1)
     batchnorm: Literal["update", "freeze-after-first"] = "update"
     optimizer_state: Literal["reset", "keep"] = "reset"
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     evaluate_every: int = Field(0, ge=0)
 
 

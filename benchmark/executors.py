@@ -104,9 +104,9 @@ class Local:
 
     @contextmanager
     def open(self, site: Site, workers: int) -> Generator[Submit, None, None]:
-        """A pool of threads; for one worker the caller's own, where a job has ended when it is handed in."""
+        """A pool of threads; for one worker on the CPU the caller's own, where a job has ended when it is handed in."""
         site.load()
-        with _threads(workers, site.stop) as start:
+        with _threads(workers, site.stop, background=site.device.type != "cpu") as start:
 
             def submit(job: Job, *needs: Any) -> Ticket:
                 pair = start(lambda: job(site, *[left.result()[0] for left in needs]))
@@ -146,10 +146,18 @@ def then(future: Future[Any], fn: Callable[[Any], T]) -> Future[T]:
 
 
 @contextmanager
-def _threads(workers: int, stop: threading.Event) -> Generator[Callable[[Callable[[], Any]], Future[Any]], None, None]:
-    """A function that starts jobs on that many threads, which share the cores."""
+def _threads(
+    workers: int, stop: threading.Event, *, background: bool = False
+) -> Generator[Callable[[Callable[[], Any]], Future[Any]], None, None]:
+    """A function that starts jobs on that many threads, which share the cores.
+
+    Args:
+        workers: how many threads.
+        stop: set when the context is left.
+        background: a thread of its own for a single worker too, so that the caller can do something else meanwhile.
+    """
     cores = torch.get_num_threads()
-    if workers <= 1:
+    if workers <= 1 and not background:
         # In the caller's thread: in another, the threads of PyTorch's products would fight with those this one has.
         yield lambda job: _done(prepared(job, cores))
         return

@@ -20,6 +20,8 @@ from benchmark.runs import Run
 from benchmark.scenarios import Heads, Scenario, View
 from strategies.base import Batch, Params
 
+SPREAD = 2**22  # ids of all runs together, at most: bounds memory, changes nothing else
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -238,16 +240,23 @@ class Lesson:
         self.epochs = run.epochs(task, pool.tasks)
         self._sources, self._recalls = tuple(run.strategy.trains_on(task)), run.strategy.recalls
         self._size = min(run.recipe.batch_size, run.images(task, pool.tasks))
+        self._seeds = tuple(dict.fromkeys(feed.seeds))
+        self._rows = torch.tensor([self._seeds.index(seed) for seed in feed.seeds], device=pool.x.device)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """What steps differ in: ids and keys of samples, (R, B) each, and random numbers (R, recalls) for a memory.
 
+        Runs of one seed see the same samples: those of each seed go to the device at once, and are spread over the runs
+        some steps at a time.
+
         Args:
             epoch: from 0.
         """
-        device = self.feed.pool.x.device
-        ids = self.ids(epoch).to(device)
-        return zip(ids, self.feed.keys(ids), self._draws(epoch, len(ids)).to(device), strict=True)
+        ids, draws = self._ids(epoch), self._draws(epoch)
+        some = max(SPREAD // (len(self._rows) * self._size), 1)
+        for block, random in zip(ids.split(some), draws.split(some), strict=True):
+            spread = block.index_select(1, self._rows)
+            yield from zip(spread, self.feed.keys(spread), random.index_select(1, self._rows), strict=True)
 
     def batch(self, ids: Tensor, keys: Tensor) -> Batch:
         """The samples of a step; arguments as `epoch` yields them."""
@@ -266,17 +275,18 @@ class Lesson:
         filled = torch.where(ids < 0, batch.id[:, torch.arange(ids.shape[1], device=ids.device) % size], ids)
         return self.feed.batch(filled, self.feed.keys(filled), self.task, kept=kept)._replace(id=ids)
 
-    def ids(self, epoch: int) -> Tensor:
-        """Samples of each step of an epoch, shape (steps, R, B), keyed by seed: every strategy sees the same.
+    def _ids(self, epoch: int) -> Tensor:
+        """Samples of each step of an epoch, shape (steps, seeds, B), keyed by seed: every strategy sees the same.
 
         A run goes through its own samples in an order drawn anew each time; where it has fewer or more than its stack
         counts by, it is through them sooner or later than the epoch.
         """
+        runs = [self.feed.seeds.index(seed) for seed in self._seeds]
+        return torch.stack([self._of_run(run, self._steps(epoch)) for run in runs], dim=1).to(self._rows.device)
+
+    def _steps(self, epoch: int) -> range:
         first = epoch * self.an_epoch
-        steps = range(first, min(first + self.an_epoch, self.steps))
-        first_of = {seed: self.feed.seeds.index(seed) for seed in self.feed.seeds}
-        made = {seed: self._of_run(run, steps) for seed, run in first_of.items()}
-        return torch.stack([made[seed] for seed in self.feed.seeds], dim=1)
+        return range(first, min(first + self.an_epoch, self.steps))
 
     def _of_run(self, run: int, steps: range) -> Tensor:
         own, seed = torch.cat([self.feed.ids(j, run) for j in self._sources]), self.feed.seeds[run]
@@ -290,13 +300,10 @@ class Lesson:
             at = upto
         return torch.cat(parts).view(len(steps), self._size)
 
-    def _draws(self, epoch: int, steps: int) -> Tensor:
-        if not self._recalls:
-            return torch.empty(steps, len(self.feed.seeds), 0)
-        made = {
-            seed: torch.rand(
-                steps, self._recalls, dtype=torch.float64, generator=generator(seed, "recall", self.task, epoch)
-            )
-            for seed in dict.fromkeys(self.feed.seeds)
-        }
-        return torch.stack([made[seed] for seed in self.feed.seeds], dim=1)
+    def _draws(self, epoch: int) -> Tensor:
+        """Random numbers of each step of an epoch, shape (steps, seeds, recalls)."""
+        shape = len(self._steps(epoch)), self._recalls
+        generators = [generator(seed, "recall", self.task, epoch) for seed in self._seeds if self._recalls]
+        made = [torch.rand(shape, dtype=torch.float64, generator=g) for g in generators]
+        drawn = torch.stack(made, dim=1) if made else torch.empty(shape[0], len(self._seeds), 0)
+        return drawn.to(self._rows.device)

@@ -147,9 +147,10 @@ def train_trunk(like_all: Run, seeds: Sequence[int], site: Site) -> tuple[Trunk,
         A job's two results, see `executors.Job`.
     """
     plain = dataclasses.replace(like_all, strategy=Naive(), strategy_name="naive", label="trunk")
-    branch = _start(tuple(dataclasses.replace(plain, seed=seed) for seed in seeds), site)
     site.listener.stack_started(0, len(seeds), "first task, shared")
-    _train(branch, 1, site, {}, {})
+    with like_all.recipe.products(site.device):
+        branch = _start(tuple(dataclasses.replace(plain, seed=seed) for seed in seeds), site)
+        _train(branch, 1, site, {}, {})
     # On the CPU, where any process can read them.
     trace = [(task, step, accuracy.cpu()) for task, step, accuracy in branch.trace]
     return Trunk(branch.learner, [row.cpu() for row in branch.rows], trace, branch.seconds), None
@@ -178,8 +179,9 @@ def train_stack(
     """
     site.listener.stack_started(number, len(stack), _title(stack))
     sources = [(trunks[i], row) for i, row in (places[run.seed] for run in stack)] if places else []
-    branch = _branch_off(sources, stack, users, site) if sources else _start(stack, site)
-    _through_tasks(branch, site, users)
+    with stack[0].recipe.products(site.device):
+        branch = _branch_off(sources, stack, users, site) if sources else _start(stack, site)
+        _through_tasks(branch, site, users)
     results = _results(branch, users)
     if branch.runs:
         site.listener.stack_trained(branch.runs, {k: p.detach() for k, p in branch.learner.params.items()})

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+Precision = Literal["float32", "float64", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Recipe:
         iterations: steps a task.
         batchnorm: `freeze-after-first` trains in eval mode from the second task on: statistics stay the first task's.
         optimizer_state: whether each task starts with a fresh optimiser.
-        precision: float32, float64, or bfloat16 (autocast; parameters stay float32).
+        precision: float32; float64; tf32 (float32 but for products, whose factors a GPU rounds to a fraction of 10 bits
+            and a CPU does not); or bfloat16 (autocast; parameters stay float32).
         evaluate_every: steps between evaluations on all tasks while training; 0: only between tasks.
     """
 
@@ -35,7 +40,7 @@ class Recipe:
     iterations: int | None = None
     batchnorm: Literal["update", "freeze-after-first"] = "update"
     optimizer_state: Literal["reset", "keep"] = "reset"
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     evaluate_every: int = 0
 
     def __post_init__(self) -> None:
@@ -56,3 +61,21 @@ class Recipe:
         """
         an_epoch = max(images // self.batch_size, 1)
         return an_epoch, self.iterations * tasks if self.iterations is not None else an_epoch * (self.epochs or 0)
+
+    @contextmanager
+    def products(self, device: torch.device) -> Generator[None, None, None]:
+        """While it lasts, a GPU's products and convolutions are as `precision` says: PyTorch's defaults differ.
+
+        Args:
+            device: on which to train; on the CPU there is nothing to set.
+        """
+        if device.type != "cuda":
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "tf32"
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -5,6 +5,8 @@ network costs arithmetic. All steps of a lesson do the same. So the first one ru
 where PyTorch hands operations to the device, below `vmap` and automatic differentiation, and the others follow that
 list: the same operations on the same memory, so the same results to the bit.
 
+On a GPU the list is then captured as a CUDA graph, see `graphs`.
+
 That asks of a step what the contract asks of strategies anyway: it is a function of tensors whose shapes stay what they
 are, it does not branch on their values, and does nothing beside. One that looks at values through `item` or a shape
 made of them is never replayed.
@@ -22,6 +24,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from benchmark.graphs import captured
 from benchmark.trees import leaves, regrown, tree_map
 
 ATEN = torch.ops.aten
@@ -34,20 +37,26 @@ def replayed(step: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         step: takes and returns tensors, or dictionaries and tuples of them, of equal shapes at each call. It may read
             and write tensors that it does not take, but these must stay where they are in memory.
+
+    Returns:
+        A function whose results may be overwritten by its next call.
     """
-    calls, current = 0, step
+    calls, current, recorded = 0, step, False
 
     def call(*args: Any) -> Any:
-        nonlocal calls, current
+        nonlocal calls, current, recorded
         calls += 1
         # The first call makes what is made once: caches, the optimiser's moments.
         if calls != 2:
+            if calls == 3 and recorded:
+                current = captured(current, args)
             return current(*args)
         # Tensors of their own: one that comes in twice now, or is known from elsewhere, need not be so next time.
         inputs = [t.detach() for t in leaves(args)]
         with _Recorder(inputs) as recorder:
             result = step(*regrown(args, inputs))
-        current = recorder.replay(result) or step
+        play = recorder.replay(result)
+        current, recorded = play or step, play is not None
         return result
 
     return call

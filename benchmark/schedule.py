@@ -57,7 +57,9 @@ def execute(
     site = Site(scenario, tasks, device, listener or Silent(), prune)
     workers = min(plan.workers, max(plan.stacks, *(len(group.seeds) for group in plan.groups)))
     with (executor or Local()).open(site, workers) as submit:
-        yield from _Schedule(plan, submit, site.listener, keep).results()
+        # A job may wait for its worker, unless that is this very thread.
+        ahead = workers if workers > 1 or device.type != "cpu" else 0
+        yield from _Schedule(plan, submit, site.listener, keep, ahead).results()
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ class _Piece:
 class _Schedule:
     """Hands in no more than is worked on, and a little ahead."""
 
-    def __init__(self, plan: Plan, submit: Submit, listener: Listener, keep: Keep) -> None:
-        self._plan, self._submit, self._listener, self._keep = plan, submit, listener, keep
+    def __init__(self, plan: Plan, submit: Submit, listener: Listener, keep: Keep, ahead: int) -> None:
+        self._plan, self._submit, self._listener, self._keep, self._ahead = plan, submit, listener, keep, ahead
         self._groups, self._numbers = iter(plan.groups), iter(range(1, plan.stacks + 1))
         self._ready: deque[_Piece] = deque()
         self._running: dict[Future[Any], tuple[_Piece, Ticket]] = {}
@@ -171,7 +173,7 @@ class _Schedule:
     def _fill(self) -> bool:
         """Hand in what there is room for; whether there is anything to wait for."""
         workers = self._plan.workers
-        while len(self._running) < (2 * workers if self._ready and workers > 1 else workers):
+        while len(self._running) < (workers + self._ahead if self._ready else workers):
             if self._ready:
                 self._start(self._ready.popleft())
             elif (group := next(self._groups, None)) is not None:

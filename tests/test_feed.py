@@ -297,8 +297,12 @@ def lesson_of(
     return Lesson(feed_of(case, seeds), task, run_of(case, strategy, **recipe))
 
 
+def ids_of(lesson: Lesson, epoch: int) -> Tensor:
+    return torch.stack([ids for ids, *_ in lesson.epoch(epoch)])
+
+
 def all_ids(lesson: Lesson) -> Tensor:
-    return torch.cat([lesson.ids(epoch) for epoch in range(lesson.epochs)])
+    return torch.cat([ids_of(lesson, epoch) for epoch in range(lesson.epochs)])
 
 
 @cases
@@ -350,13 +354,22 @@ def test_every_strategy_of_a_seed_sees_the_same_batches(case):
     assert not torch.equal(ids[:, 0], ids[:, 1]) and not torch.equal(ids[:, 0], ids[:, 3])
 
 
+@pytest.mark.parametrize("spread", [1, 40, 100])
+def test_an_epoch_is_the_same_in_parts(spread, monkeypatch):
+    lesson = lesson_of("permuted", 2, strategy=Recalling(many=3))
+    whole = list(lesson.epoch(1))
+    monkeypatch.setattr("benchmark.feed.SPREAD", spread)
+    for parts, expected in zip(lesson.epoch(1), whole, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if "shuffled" not in case])
 def test_an_epoch_is_a_pass_where_all_runs_have_as_many_images(case):
     for task in range(1, len(CASES[case][1]) + 1):
         lesson = lesson_of(case, task, batch_size=3)
         own = len(images_of(case, 7, task))
         assert (lesson.an_epoch, lesson.steps, lesson.epochs) == (own // 3, own // 3 * 3, 3)
-        assert [lesson.ids(epoch).shape for epoch in range(3)] == [(own // 3, len(SEEDS), 3)] * 3
+        assert [ids_of(lesson, epoch).shape for epoch in range(3)] == [(own // 3, len(SEEDS), 3)] * 3
 
 
 def test_runs_whose_tasks_differ_in_size_take_as_many_steps_all_the_same():
@@ -372,7 +385,7 @@ def test_runs_whose_tasks_differ_in_size_take_as_many_steps_all_the_same():
 def test_iterations_end_in_the_middle_of_an_epoch():
     lesson = lesson_of("permuted", epochs=None, iterations=19)
     assert (lesson.an_epoch, lesson.steps, lesson.epochs) == (8, 19, 3)
-    assert [len(lesson.ids(epoch)) for epoch in range(3)] == [8, 8, 3]
+    assert [len(ids_of(lesson, epoch)) for epoch in range(3)] == [8, 8, 3]
     whole = lesson_of("permuted", epochs=3)
     assert torch.equal(all_ids(lesson), all_ids(whole)[:19])
 

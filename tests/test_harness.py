@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmark import harness, plan, scenarios, schedule
-from benchmark.executors import side_by_side
+from benchmark.executors import Local, side_by_side
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
 from benchmark.learner import Learner, in_memory_order
@@ -316,6 +317,25 @@ def test_bfloat16_autocast_learns_about_as_well():
     assert results[half.key].accuracy[1, 0] > results[full.key].accuracy[1, 0] - 0.03
 
 
+def test_tf32_is_set_for_products_on_a_gpu_while_a_stack_trains_and_no_longer():
+    def flags():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before, gpu = flags(), torch.device("cuda")
+    for precision, expected in {"tf32": (True, True), "float32": (False, False)}.items():
+        with Recipe(epochs=1, precision=precision).products(gpu):
+            assert flags() == expected
+        assert flags() == before
+    with Recipe(epochs=1, precision="tf32").products(CPU):
+        assert flags() == before
+
+
+def test_tf32_is_float32_on_the_cpu():
+    full, rounded = (make_run(epochs=1, precision=p) for p in ("float32", "tf32"))
+    results = execute(full, rounded)
+    np.testing.assert_array_equal(results[full.key].accuracy, results[rounded.key].accuracy)
+
+
 def test_float32_stacks_agree_with_single_runs_within_half_a_point():
     runs = [make_run(EWC(lam=lam), epochs=5, precision="float32") for lam in (10, 100, 1000)]
     together = execute(*runs)
@@ -369,6 +389,13 @@ def test_what_a_job_sets_for_itself_does_not_reach_the_caller(workers):
     flushed = list(side_by_side([lambda: sys.float_info.min / 2] * 2, workers, threading.Event()))
     assert flushed == [0.0, 0.0] and sys.float_info.min / 2 > 0
     assert torch.get_num_threads() == threads
+
+
+def test_stacks_for_an_accelerator_train_in_a_thread_of_their_own():
+    site = SimpleNamespace(device=torch.device("cuda"), stop=threading.Event(), load=lambda: None)
+    with Local().open(site, 1) as submit:
+        ticket = submit(lambda site: (None, threading.current_thread()))
+        assert ticket.told.result() is not threading.current_thread()
 
 
 def test_a_state_that_keeps_what_it_was_handed_is_not_changed_by_training(step_by_step):

@@ -18,7 +18,7 @@ from benchmark.executors import Executor, Lost, LostForMemory, Room, Submit, Tic
 from benchmark.models import Model
 from benchmark.results import ResultsError
 from benchmark.runs import Result, Run
-from strategies import L2, Naive
+from strategies import L2, SI, Naive
 from tests import conftest
 from tests.conftest import CPU
 
@@ -128,6 +128,23 @@ def test_a_first_task_that_fails_fails_the_runs_of_its_seeds(monkeypatch: pytest
     assert len(found) == 6 and noted.said == ["a first task of 1 run failed: ZeroDivisionError: seed 1"]
 
 
+@pytest.mark.parametrize(("device", "most"), [("cpu", 1), ("cuda", 2)])
+def test_one_accelerator_has_its_next_stack_at_hand_while_results_are_looked_at(device: str, most: int) -> None:
+    waiting = []
+
+    class Counting(Elsewhere):
+        def open(self, site: harness.Site, workers: int) -> Any:
+            return super().open(dataclasses.replace(site, device=CPU), workers)
+
+    runs = [make_run(SI(), seed=seed, tasks=1) for seed in range(4)]  # shares no first task: one job a run
+    tasks = scenarios.load(runs[0].scenario)
+    made = plan.make(runs, tasks, CPU, 1, Room(1, 2**34))
+    executor = Counting()
+    for _ in schedule.execute(made, tasks, torch.device(device), executor=executor):
+        waiting.append(executor.handed_in - len(waiting))
+    assert max(waiting) == most and len(waiting) == 4
+
+
 # Memory
 
 OUT = [
@@ -175,7 +192,7 @@ class Elsewhere:
     """Stacks on one thread that answers in its own time, and loses the jobs it is told to lose."""
 
     def __init__(self, losing: Exception | None = None, times: int = 0) -> None:
-        self.losing, self.times, self.closed = losing, times, False
+        self.losing, self.times, self.closed, self.handed_in = losing, times, False, 0
 
     def room(self, device: torch.device) -> Room:
         return Room(2, 2**34)
@@ -193,6 +210,7 @@ class Elsewhere:
                 return job(site, *needs)
 
             def submit(job: Any, *needs: Any) -> Ticket:
+                self.handed_in += 1
                 pair: Future[Any] = pool.submit(run, job, [left.result()[0] for left in needs])
                 return Ticket(pair, then(pair, lambda ended: ended[1]))
 

@@ -215,7 +215,8 @@ def test_a_memory_is_given_the_samples_it_asked_for_in_every_run_of_a_stack(tabl
     _, states = remembering(table, seeds)
     for (task, (lesson, state)), (run, seed) in itertools.product(enumerate(states, start=1), enumerate(seeds)):
         given = {k: v[run] for k, v in state["given"].items()}
-        asked = lesson.ids(0)[1, run, : Remembers.KEEP]  # in the last of three steps, the second's
+        _, (ids, *_), _ = lesson.epoch(0)
+        asked = ids[run, : Remembers.KEEP]  # in the last of three steps, the second's
         assert torch.equal(given["id"], asked)
         pool = lesson.feed.pool
         own = pool.tasks[task - 1]
