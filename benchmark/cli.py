@@ -258,6 +258,7 @@ def report(
 
     Example: forgetbench report --experiment mnist-fashion -o paper/report
     """
+    from benchmark.server import typed
     from reports import write
     from reports.document import build
     from reports.load import load
@@ -272,7 +273,7 @@ def report(
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    write.write(document, folder, formats=wanted, template=template, command=_typed(), say=say)
+    write.write(document, folder, formats=wanted, template=template, command=typed(), say=say)
     for finding in [said for section in document.sections for said in section.findings]:
         say(f"- {finding}")
     say(f"\nreport   {folder / 'report.md'}")
@@ -462,15 +463,6 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
 
     _writable(out)
     return Tracker(uri or _default_uri(out), name, out / "mlartifacts" / name)
-
-
-def _typed() -> str:
-    """The command as it was typed, fit for publication."""
-    import shlex
-
-    from benchmark.server import redacted
-
-    return redacted(shlex.join(["forgetbench", *sys.argv[1:]]))
 
 
 def _options(uri: str | None, out: Path) -> str:
