@@ -259,6 +259,7 @@ def report(
     Example: forgetbench report --experiment mnist-fashion -o paper/report
     """
     from benchmark.server import typed
+    from benchmark.terminal import plain
     from reports import write
     from reports.document import build
     from reports.load import load
@@ -268,11 +269,7 @@ def report(
     tracked = load(uri, experiments=experiment or (), studies=study or (), ids=run or ())
     document = build(tracked, baseline=baseline, allow_mixed=allow_mixed)
     folder = output or out / "reports" / document.stem
-    console = _console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
+    say = plain(_console())
     write.write(document, folder, formats=wanted, template=template, command=typed(), say=say)
     for finding in [said for section in document.sections for said in section.findings]:
         say(f"- {finding}")
