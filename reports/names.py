@@ -42,7 +42,6 @@ OPTIONS = {
     "optimizer_state": "optimizer state",
     "weight_decay": "weight decay",
 }
-MEASURES = {"bwt": "backward transfer", "fwt": "forward transfer"}
 CHOICES = {
     ("batchnorm", "update"): "BatchNorm updating",
     ("batchnorm", "freeze-after-first"): "BatchNorm frozen",
@@ -95,11 +94,6 @@ def option(key: str, value: str) -> str:
     if (key, value) in CHOICES:
         return CHOICES[key, value]
     return value if key in ALONE else f"{OPTIONS.get(key, key)} = {number(value)}"
-
-
-def measure(name: str) -> str:
-    """A metric in words."""
-    return MEASURES.get(name, name.replace("_", " "))
 
 
 def number(text: str) -> str:
