@@ -81,6 +81,20 @@ def lam(label: str) -> float:
         return math.nan
 
 
+def sweeps(labels: Iterable[str], least: int) -> dict[str, list[str]]:
+    """Strategies equal but for λ, by their family; those with enough values of λ.
+
+    Args:
+        labels: of strategies.
+        least: values of λ.
+    """
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        if math.isfinite(lam(label)):
+            found.setdefault(family(label), []).append(label)
+    return {name: own for name, own in found.items() if len(set(map(lam, own))) >= least}
+
+
 def spoken(label: str) -> str:
     """`EWC (empirical, λ = 1 000)` of `ewc[estimator=empirical,lam=1000]`."""
     name, options = parse(label)
