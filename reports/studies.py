@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from reports import study_figures
 from reports.figures import Cast, Drawn
+from reports.figures.drawn import seeds as counted
 from reports.load import TRIALS
 from reports.overview import colours as colours  # the same in every figure of forgetbench
 from reports.study_figures import About
@@ -173,8 +174,7 @@ def front(points: NDArray[np.float64]) -> NDArray[np.bool_]:
 def per_trial(seeds: pd.DataFrame, trials: pd.DataFrame) -> str:
     """`n = 3 seeds a trial`, over these trials."""
     counts = trials.merge(seeds, on=["strategy", "trial"]).groupby(["strategy", "trial"]).size()
-    low, high = int(counts.min()), int(counts.max())
-    return f"n = {low if low == high else f'{low} to {high}'} seed{'s' * (high > 1)} a trial"
+    return f"{counted(counts)} a trial"
 
 
 def _scales(trials: pd.DataFrame, space: pd.DataFrame) -> list[tuple[str, str, str]]:
