@@ -73,9 +73,7 @@ class Delivery:
 
         def call(tracker: Tracker) -> None:
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
-            new = tracker.deliver_trials([about], self._colours())
-            _, nested = new.get(about.key, ("", {}))
-            if nested:
+            if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
                 with searcher.storage.explained():
                     trial.set_user_attr(MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
 
