@@ -275,13 +275,7 @@ def _ranking(sections: list[Section], cast: figures.Cast) -> tuple[ranks.Ranks |
     if len(sections) < 2 or scores.shape[1] < 3:
         return None, None
     found = ranks.friedman(scores)
-    drawn = figures.critical_difference(
-        pd.Series(found.mean_ranks),
-        found.critical_difference,
-        [list(group) for group in found.groups],
-        len(scores),
-        cast,
-    )
+    drawn = figures.critical_difference(found.mean_ranks, found.critical_difference, found.groups, len(scores), cast)
     return found, drawn
 
 

@@ -2,9 +2,9 @@
 
 Four tidy frames go in:
 
-- `trials`, one row a trial: `strategy`, `trial` (its number), `state` (`complete`, `diverged` or `pruned`), `reason`,
-  `best` (the one chosen), `seconds`, a column for everything searched, and one for each objective, `stability` and
-  `plasticity`: means over seeds, NaN unless complete;
+- `trials`, one row a trial: `strategy`, `trial` (its number), `state` (`complete`, `failed`, `diverged` or `pruned`),
+  `reason`, `best` (the one chosen), `seconds`, a column for everything searched, and one for each objective,
+  `stability` and `plasticity`: means over seeds, NaN unless complete;
 - `seeds`, one row a run of a trial: `strategy`, `trial`, `seed`, `status` and the same measures;
 - `search_space`, one row for everything searched: `strategy`, `param`, `low`, `high` (NaN for choices), `log`;
 - `importance`: `strategy`, `param`, `importance`, `trials` and `top`, how many of them counted as good.
