@@ -258,6 +258,8 @@ def report(
 
     Example: forgetbench report --experiment mnist-fashion -o paper/report
     """
+    from benchmark.server import typed
+    from benchmark.terminal import plain
     from reports import write
     from reports.document import build
     from reports.load import load
@@ -267,12 +269,8 @@ def report(
     tracked = load(uri, experiments=experiment or (), studies=study or (), ids=run or ())
     document = build(tracked, baseline=baseline, allow_mixed=allow_mixed)
     folder = output or out / "reports" / document.stem
-    console = _console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    write.write(document, folder, formats=wanted, template=template, command=_typed(), say=say)
+    say = plain(_console())
+    write.write(document, folder, formats=wanted, template=template, command=typed(), say=say)
     for finding in [said for section in document.sections for said in section.findings]:
         say(f"- {finding}")
     say(f"\nreport   {folder / 'report.md'}")
@@ -462,15 +460,6 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
 
     _writable(out)
     return Tracker(uri or _default_uri(out), name, out / "mlartifacts" / name)
-
-
-def _typed() -> str:
-    """The command as it was typed, fit for publication."""
-    import shlex
-
-    from benchmark.server import redacted
-
-    return redacted(shlex.join(["forgetbench", *sys.argv[1:]]))
 
 
 def _options(uri: str | None, out: Path) -> str:

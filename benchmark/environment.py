@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmark.data import ImageSet
-from benchmark.server import redacted
+from benchmark.server import typed
 
 PACKAGES = ("forgetbench", "torch", "torchvision", "numpy", "mlflow")
 
@@ -33,7 +31,7 @@ def describe(device: torch.device, tasks: Iterable[ImageSet]) -> dict[str, str]:
     found["cores"] = str(os.cpu_count())
     found["platform"] = platform.platform()
     found["git_revision"] = _git_revision()
-    found["command"] = _command()
+    found["command"] = typed()
     return found | {f"data.{images.name}": images.checksum for images in tasks}
 
 
@@ -71,11 +69,6 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _command() -> str:
-    """What was typed, without the secrets of a tracking URI."""
-    return redacted(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _git_revision() -> str:

@@ -177,7 +177,7 @@ def train_stack(
     Returns:
         A job's two results, see `executors.Job`.
     """
-    site.listener.stack_started(number, len(stack), _title(stack))
+    site.listener.stack_started(number, len(stack), title(stack))
     sources = [(trunks[i], row) for i, row in (places[run.seed] for run in stack)] if places else []
     with stack[0].recipe.products(site.device):
         branch = _branch_off(sources, stack, users, site) if sources else _start(stack, site)
@@ -188,7 +188,8 @@ def train_stack(
     return None, results + branch.pruned
 
 
-def _title(stack: tuple[Run, ...]) -> str:
+def title(stack: tuple[Run, ...]) -> str:
+    """A stack by its strategies."""
     labels = list(dict.fromkeys(run.label for run in stack))
     return ", ".join(labels) if len(labels) <= 2 else f"{labels[0]} and {len(labels) - 1} more"
 

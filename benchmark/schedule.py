@@ -20,7 +20,7 @@ import torch
 
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled, Executor, Job, Local, Lost, Submit, Ticket, then
-from benchmark.harness import Listener, Prune, Silent, Site, out_of_memory, train_stack, train_trunk
+from benchmark.harness import Listener, Prune, Silent, Site, out_of_memory, title, train_stack, train_trunk
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Result, Run
 
@@ -238,8 +238,7 @@ class _Schedule:
             self._listener.trouble(f"{said} ({failure.reason})", failure.trace)
             self._split(piece)
             return []
-        labels = list(dict.fromkeys(run.label for run in piece.stack))
-        which = f" ({', '.join(labels[:2])}{' ...' if len(labels) > 2 else ''})" if labels else ""
+        which = f" ({title(piece.stack)})" if piece.stack else ""
         self._listener.trouble(f"a {piece.describe()}{which} failed: {failure.reason}", failure.trace)
         if piece.stack:
             return self._lost(piece.of, piece.stack, failure)

@@ -7,9 +7,12 @@ import http.client
 import logging
 import os
 import re
+import shlex
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +35,13 @@ def redacted(uri: str) -> str:
     """A tracking URI without user name and password, fit for messages and tags."""
     hidden = re.sub(r"//[^/]*@", "//***@", uri)
     return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
+
+
+def typed() -> str:
+    """The command as it was typed, fit for publication."""
+    program = Path(sys.argv[0]).name
+    # `python -m benchmark.cli` is the same program.
+    return redacted(shlex.join(["forgetbench" if program == "cli.py" else program, *sys.argv[1:]]))
 
 
 def client(uri: str) -> MlflowClient:

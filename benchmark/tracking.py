@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import Run
 
+COLOUR = "mlflow.runColor"
 STATUSES = {"finished": "FINISHED", "pruned": "KILLED"}  # anything else: FAILED
 
 
@@ -70,7 +71,7 @@ class Trial:
     Attributes:
         key: identifies the trial and its outcome.
         name: of its run.
-        status: `finished`, `diverged` or `pruned`.
+        status: `finished`, `failed`, `diverged` or `pruned`.
         reason: why it did not finish, or empty.
         params: what the UI groups by.
         metrics: what it charts, beside the runs' mean accuracy on each task.
@@ -153,7 +154,7 @@ class Tracker:
         with explained(self.uri):
             for r in new:
                 started_ms = int(start_times[r.run_key] * 1000)
-                run_id = self._log(r, started_ms, (colours or {}).get(r.strategy))
+                run_id = self._log(r, started_ms, (colours or {}).get(r.strategy, ""))
                 self._there["run"][r.run_key] = run_id, self._overview
                 if superseded := self._failed.pop(r.run_key, ""):  # not before the new one is whole
                     self._client.delete_run(superseded)
@@ -164,7 +165,7 @@ class Tracker:
 
     def deliver_trials(
         self, trials: Iterable[Trial], colours: Mapping[str, str] | None = None
-    ) -> dict[str, tuple[str, dict[str, str]]]:
+    ) -> dict[str, dict[str, str]]:
         """Log every trial that is not there yet, and its runs nested under it.
 
         Args:
@@ -172,7 +173,7 @@ class Tracker:
             colours: as for `deliver`.
 
         Returns:
-            Of each trial that was new, by its key: the id of its run, and those of the nested ones by run key.
+            Of each trial that was new, by its key: the ids of its nested runs, by run key.
 
         Raises:
             TrackingError: the server stopped answering.
@@ -181,7 +182,7 @@ class Tracker:
         with explained(self.uri):
             there = self._known("trial")
             new = {
-                key: self._log_trial(trial, (colours or {}).get(trial.params["strategy"]))
+                key: self._log_trial(trial, (colours or {}).get(trial.params["strategy"], ""))
                 for key, trial in listed.items()
                 if key not in there
             }
@@ -310,12 +311,13 @@ class Tracker:
             self._client.delete_run(child.info.run_id)
         self._client.delete_run(run_id)
 
-    def _log_trial(self, trial: Trial, colour: str | None) -> tuple[str, dict[str, str]]:
+    def _log_trial(self, trial: Trial, colour: str) -> dict[str, str]:
+        """The ids of its nested runs, by run key."""
         from mlflow.entities import Metric
 
-        tags = {KEY: trial.key, STATUS: trial.status} | ({REASON: trial.reason} if trial.reason else {})
+        tags = {KEY: trial.key, STATUS: trial.status, REASON: trial.reason, COLOUR: colour}
         started_ms, now = int(trial.started * 1000), int(time.time() * 1000)
-        run_id = self._create("trial", trial.name, started_ms, colour, tags)
+        run_id = self._create("trial", trial.name, started_ms, tags)
         nested = {r.run_key: self._log(r, started_ms, colour, run_id) for r in trial.runs}
         metrics = [Metric(k, v, now, 0) for k, v in trial.metrics.items()]
         if trial.runs:
@@ -324,23 +326,22 @@ class Tracker:
         # Last, so that a trial that has ended has all of its runs.
         self._client.set_terminated(run_id, STATUSES.get(trial.status, "FAILED"), int(trial.ended * 1000))
         self._there["trial"][trial.key] = run_id, self._overview
-        return run_id, nested
+        return nested
 
-    def _create(self, kind: str, name: str, started_ms: int, colour: str | None, tags: dict[str, str]) -> str:
-        tags |= {KIND: kind, OWNER: self._owner}
-        tags |= {OVERVIEW: self._overview} if self._overview and PARENT not in tags else {}
-        tags |= {"mlflow.runColor": colour} if colour else {}
-        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=tags, run_name=name)
+    def _create(self, kind: str, name: str, started_ms: int, tags: dict[str, str]) -> str:
+        """A run with those tags that say something."""
+        tied = {} if tags.get(PARENT) else {OVERVIEW: self._overview}
+        said = {k: v for k, v in {KIND: kind, OWNER: self._owner, **tied, **tags}.items() if v}
+        run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=said, run_name=name)
         return str(run.info.run_id)
 
-    def _log(self, r: Record, started_ms: int, colour: str | None, parent: str = "") -> str:
+    def _log(self, r: Record, started_ms: int, colour: str, parent: str = "") -> str:
         from mlflow.entities import Metric
 
-        tags = {KEY: r.run_key, STATUS: r.status} | ({PARENT: parent} if parent else {})
-        tags |= {REASON: r.reason} if r.reason else {}
         about = registry.about(r.fields.get("strategy_name", ""))
-        tags |= {tag: about[k] for tag, k in ((WHAT, "what"), (LAM, "lam")) if k in about}
-        run_id = self._create("seed" if parent else "run", f"{r.strategy} seed {r.seed}", started_ms, colour, tags)
+        tags = {KEY: r.run_key, STATUS: r.status, REASON: r.reason, PARENT: parent, COLOUR: colour}
+        tags |= {WHAT: about.get("what", ""), LAM: about.get("lam", "")}
+        run_id = self._create("seed" if parent else "run", f"{r.strategy} seed {r.seed}", started_ms, tags)
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
         metrics.append(Metric("train_seconds", float(r.facts["train_seconds"]), now, 0))
@@ -410,7 +411,7 @@ def links(uri: str) -> list[tuple[str, str]]:
     return [(e.name, views.path(e.experiment_id) if knows_views else plain.format(e.experiment_id)) for e in ours]
 
 
-def _listed(a: np.ndarray[Any, Any]) -> list[list[float | None]]:
+def _listed(a: NDArray[np.float64]) -> list[list[float | None]]:
     """JSON has no NaN."""
     return [[float(v) if np.isfinite(v) else None for v in row] for row in a]
 

@@ -7,7 +7,7 @@ eval mode, fine-tuning with statistics that drift. Fine-tuning with frozen stati
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -76,10 +76,10 @@ def _batchnorm(runs: pd.DataFrame, spoken: Mapping[str, str], chosen_on_test: bo
 def _shares(runs: pd.DataFrame, cells: dict[tuple[str, str], str], spoken: Mapping[str, str]) -> list[str]:
     """The whole gain of frozen EWC over updating fine-tuning, as freezing's part and EWC's."""
     naive, frozen, ewc = cells["naive", UPDATE], cells["naive", FREEZE], cells["ewc", FREEZE]
-    freezing = _difference(runs, frozen, naive)
+    freezing = compare.pair(runs, frozen, naive, "average_accuracy")
     found = [f"Freezing BatchNorm's statistics alone changes fine-tuning's average accuracy by {_told(freezing)}."]
     if ewc:
-        whole, own = _difference(runs, ewc, naive), _difference(runs, ewc, frozen)
+        whole, own = (compare.pair(runs, ewc, other, "average_accuracy") for other in (naive, frozen))
         found.append(
             f"{spoken[ewc]}, with frozen statistics, differs from fine-tuning with updating ones by {_told(whole)}, "
             f"and from fine-tuning with frozen ones by {_told(own)}: that part is EWC's."
@@ -136,12 +136,6 @@ def _best(runs: pd.DataFrame) -> str:
     """The label of the best mean average accuracy, or empty where no run finished."""
     means = compare.finished(runs).groupby("strategy", sort=False)["average_accuracy"].mean().dropna()
     return str(means.idxmax()) if len(means) else ""
-
-
-def _difference(runs: pd.DataFrame, label: str, reference: str) -> statistics.Paired:
-    row = compare.differences(runs[runs["strategy"].isin([label, reference])], reference, ["average_accuracy"]).iloc[0]
-    fields = {k: row[k] for k in asdict(statistics.paired([], []))}
-    return statistics.Paired(**fields)
 
 
 def _told(paired: statistics.Paired) -> str:

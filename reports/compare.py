@@ -119,6 +119,21 @@ def _alike(runs: pd.DataFrame, label: str) -> int:
     return sum(bool((others[name].mode(dropna=False) == own[name].iloc[0]).any()) for name in fields)
 
 
+def pair(runs: pd.DataFrame, label: str, reference: str, metric: str) -> statistics.Paired:
+    """One strategy less the reference, on the seeds that both finished.
+
+    Args:
+        runs: of one recipe.
+        label: of the strategy.
+        reference: label of the strategy compared with.
+        metric: column of `runs`.
+    """
+    own = finished(runs)
+    own = own[own["strategy"].isin([label, reference])]
+    both = own.pivot(index="seed", columns="strategy", values=metric).reindex(columns=[label, reference]).dropna()
+    return statistics.paired(both[label], both[reference])
+
+
 def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tuple(COMPARED)) -> pd.DataFrame:
     """Each strategy less the reference, paired by seed, with Holm's adjustment over the strategies of each metric.
 
@@ -132,16 +147,12 @@ def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tup
         each other strategy and metric, on the seeds that both finished. `smallest_p` is the least the test could have
         given, `smallest_p_holm` that times the number of comparisons.
     """
-    labels = list(dict.fromkeys(runs["strategy"]))
-    found = []
-    for metric in metrics:
-        values = finished(runs).pivot(index="seed", columns="strategy", values=metric).reindex(columns=labels)
-        for label in labels:
-            if label != reference:
-                both = values[[label, reference]].dropna()
-                found.append(
-                    {"strategy": label, "metric": metric, **asdict(statistics.paired(both[label], both[reference]))}
-                )
+    found = [
+        {"strategy": label, "metric": metric, **asdict(pair(runs, label, reference, metric))}
+        for metric in metrics
+        for label in dict.fromkeys(runs["strategy"])
+        if label != reference
+    ]
     order = ["strategy", "metric", "n", "difference", "low", "high", "kind", "p", "smallest_p", "exact"]
     table = pd.DataFrame(found, columns=order)
     by_metric = table.groupby("metric", sort=False)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from reports import ablation, compare, figures, findings, limits, ranks, recipes, studies, tables, tuning
 from reports.density import density
-from reports.load import Overview, ReportError, Tracked
+from reports.load import TRIALS, Overview, ReportError, Tracked
 from reports.measures import LOWER_IS_BETTER
 from reports.table import Table
 
@@ -254,15 +254,12 @@ def setting(runs: pd.DataFrame) -> str:
 def _of_studies(overviews: Mapping[str, Overview], cast: figures.Cast) -> dict[str, figures.Drawn]:
     found: dict[str, figures.Drawn] = {}
     for overview in overviews.values():
-        trials = overview.trials
-        if {"trials", "seeds", "search_space", "importance"} - trials.keys():
+        if set(TRIALS) - overview.trials.keys():
             continue
         objectives = overview.settings["objective"].split(", ")
         directions = {name: "minimize" if name in LOWER_IS_BETTER else "maximize" for name in objectives}
-        drawn = studies.drawn(
-            trials["trials"], trials["seeds"], trials["search_space"], trials["importance"], directions,
-            tuned_on_test=overview.settings.get("protocol") == "test-oracle", cast=cast,
-        )  # fmt: skip
+        on_test = overview.settings.get("protocol") == "test-oracle"
+        drawn = studies.drawn(overview.trials, directions, tuned_on_test=on_test, cast=cast)
         found |= {f"study_{name}": shown for name, (shown, _) in drawn.items()}
     return found
 
@@ -278,13 +275,7 @@ def _ranking(sections: list[Section], cast: figures.Cast) -> tuple[ranks.Ranks |
     if len(sections) < 2 or scores.shape[1] < 3:
         return None, None
     found = ranks.friedman(scores)
-    drawn = figures.critical_difference(
-        pd.Series(found.mean_ranks),
-        found.critical_difference,
-        [list(group) for group in found.groups],
-        len(scores),
-        cast,
-    )
+    drawn = figures.critical_difference(found.mean_ranks, found.critical_difference, found.groups, len(scores), cast)
     return found, drawn
 
 

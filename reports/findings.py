@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports import compare
 from reports.measures import NEW
-from reports.numbers import MINUS, p_value
+from reports.numbers import number, p_value
 
 Row = dict[Any, Any]
 MOST = 12  # sentences; the table of paired differences has the rest
@@ -58,8 +58,8 @@ def alone(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
 
 
 def _share(row: pd.Series, unit: str = "%") -> str:
-    there = "" if pd.isna(row["low"]) else f" (95% CI {_plain(row['low'])} to {_plain(row['high'])})"
-    return f"{_plain(row['mean'])} {unit}{there}"
+    there = "" if pd.isna(row["low"]) else f" (95% CI {number(row['low'])} to {number(row['high'])})"
+    return f"{number(row['mean'])} {unit}{there}"
 
 
 def _difference(row: Row, metric: str, strategy: str, reference: str) -> str:
@@ -103,7 +103,7 @@ def _about(row: Row, *, flip: bool = False, said_n: int = 0) -> str:
     if pd.isna(low):
         return f"{seeds}, without an interval"
     low, high = (-high, -low) if flip else (low, high)
-    said = [f"95% CI {_plain(low)} to {_plain(high)}", *([seeds] if n != said_n else [])]
+    said = [f"95% CI {number(low)} to {number(high)}", *([seeds] if n != said_n else [])]
     decides = float(row["smallest_p_holm"]) <= compare.ALPHA
     p = p_value(float(row["p_holm"]))
     return ", ".join([*said, *([f"Holm-adjusted p {'' if p.startswith('<') else '= '}{p}"] if decides else [])])
@@ -137,7 +137,3 @@ def _leader(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
 
 def _points(value: float) -> str:
     return f"{100 * value:.1f} points"
-
-
-def _plain(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", MINUS)

@@ -59,12 +59,7 @@ def _tuned_on_test(tuned_on_test: bool) -> str:
 
 
 def _best_of_sweep(runs: pd.DataFrame) -> str:
-    families: dict[str, set[str]] = {}
-    for label in dict.fromkeys(runs["strategy"]):
-        if "lam" in names.parse(label)[1]:
-            families.setdefault(names.family(label), set()).add(label)
-    swept = [family for family, labels in families.items() if len(labels) >= SWEEP]
-    if swept:
+    if swept := names.sweeps(runs["strategy"].unique(), SWEEP):
         listed = ", ".join(names.spoken(family) for family in swept)
         return (
             f"Several λ of {listed} are in the table, all measured on the test set: to quote the best is to tune on "

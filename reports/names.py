@@ -42,7 +42,6 @@ OPTIONS = {
     "optimizer_state": "optimizer state",
     "weight_decay": "weight decay",
 }
-MEASURES = {"bwt": "backward transfer", "fwt": "forward transfer"}
 CHOICES = {
     ("batchnorm", "update"): "BatchNorm updating",
     ("batchnorm", "freeze-after-first"): "BatchNorm frozen",
@@ -82,6 +81,20 @@ def lam(label: str) -> float:
         return math.nan
 
 
+def sweeps(labels: Iterable[str], least: int) -> dict[str, list[str]]:
+    """Strategies equal but for λ, by their family; those with enough values of λ.
+
+    Args:
+        labels: of strategies.
+        least: values of λ.
+    """
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        if math.isfinite(lam(label)):
+            found.setdefault(family(label), []).append(label)
+    return {name: own for name, own in found.items() if len(set(map(lam, own))) >= least}
+
+
 def spoken(label: str) -> str:
     """`EWC (empirical, λ = 1 000)` of `ewc[estimator=empirical,lam=1000]`."""
     name, options = parse(label)
@@ -95,11 +108,6 @@ def option(key: str, value: str) -> str:
     if (key, value) in CHOICES:
         return CHOICES[key, value]
     return value if key in ALONE else f"{OPTIONS.get(key, key)} = {number(value)}"
-
-
-def measure(name: str) -> str:
-    """A metric in words."""
-    return MEASURES.get(name, name.replace("_", " "))
 
 
 def number(text: str) -> str:

@@ -8,23 +8,28 @@ NONE = "–"
 MINUS = "−"
 
 
-def percent(mean: float, low: float, high: float, *, places: int = 1) -> str:
+def number(share: float) -> str:
+    """`−1.2` of -0.012: in per cent or points, with a minus that is as wide as a plus, and without a negative zero."""
+    return f"{round(100 * share, 1) + 0.0:.1f}".replace("-", MINUS)
+
+
+def percent(mean: float, low: float, high: float) -> str:
     """`97.5 ± 0.6`: a share as per cent, with half the width of its interval where there is one."""
     if pd.isna(mean):
         return NONE
-    return _number(100 * mean, places) + ("" if pd.isna(low) else f" ± {50 * (high - low):.{places}f}")
+    return number(mean) + ("" if pd.isna(low) else f" ± {50 * (high - low):.1f}")
 
 
-def points(difference: float, *, places: int = 1) -> str:
+def points(difference: float) -> str:
     """`+1.2`: a difference of shares in points."""
     if pd.isna(difference):
         return NONE
-    return f"{'+' if round(100 * difference, places) > 0 else ''}{_number(100 * difference, places)}"
+    return f"{'+' if round(100 * difference, 1) > 0 else ''}{number(difference)}"
 
 
-def interval(low: float, high: float, *, places: int = 1) -> str:
+def interval(low: float, high: float) -> str:
     """`[−1.2, 3.4]`, in points; a dash where there is none."""
-    return NONE if pd.isna(low) else f"[{_number(100 * low, places)}, {_number(100 * high, places)}]"
+    return NONE if pd.isna(low) else f"[{number(low)}, {number(high)}]"
 
 
 def p_value(p: float) -> str:
@@ -32,8 +37,3 @@ def p_value(p: float) -> str:
     if pd.isna(p):
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def _number(value: float, places: int) -> str:
-    """With a minus that is as wide as a plus, and without a negative zero."""
-    return f"{round(value, places) + 0.0:.{places}f}".replace("-", MINUS)

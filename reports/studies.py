@@ -2,11 +2,11 @@
 
 Four tidy frames go in:
 
-- `trials`, one row a trial: `strategy`, `trial` (its number), `state` (`complete`, `diverged` or `pruned`), `reason`,
-  `best` (the one chosen), `seconds`, a column for everything searched, and one for each objective, `stability` and
-  `plasticity`: means over seeds, NaN unless complete;
+- `trials`, one row a trial: `strategy`, `trial` (its number), `state` (`complete`, `failed`, `diverged` or `pruned`),
+  `reason`, `best` (the one chosen), `seconds`, a column for everything searched, and one for each objective,
+  `stability` and `plasticity`: means over seeds, NaN unless complete;
 - `seeds`, one row a run of a trial: `strategy`, `trial`, `seed`, `status` and the same measures;
-- `space`, one row for everything searched: `strategy`, `param`, `low`, `high` (NaN for choices), `log`;
+- `search_space`, one row for everything searched: `strategy`, `param`, `low`, `high` (NaN for choices), `log`;
 - `importance`: `strategy`, `param`, `importance`, `trials` and `top`, how many of them counted as good.
 """
 
@@ -21,61 +21,41 @@ from numpy.typing import NDArray
 
 from reports import study_figures
 from reports.figures import Cast, Drawn
+from reports.figures.drawn import seeds as counted
+from reports.load import TRIALS
 from reports.overview import colours as colours  # the same in every figure of forgetbench
 from reports.study_figures import About
 
+Frames = Mapping[str, pd.DataFrame]
 PLANE = ("plasticity", "stability")
 
 
-def contents(
-    trials: pd.DataFrame,
-    seeds: pd.DataFrame,
-    space: pd.DataFrame,
-    importance: pd.DataFrame,
-    objectives: Mapping[str, str],
-    *,
-    tuned_on_test: bool,
-) -> dict[str, Figure | str]:
+def contents(frames: Frames, objectives: Mapping[str, str], *, tuned_on_test: bool) -> dict[str, Figure | str]:
     """Tables as CSV text and figures, by file name; beside each figure the numbers it shows.
 
     Args:
-        trials: see above; strategies have their colours by their order in `space`.
-        seeds: see above.
-        space: see above.
-        importance: see above.
+        frames: the four above; strategies have their colours by their order in `search_space`.
         objectives: `maximize` or `minimize` by name.
         tuned_on_test: trials were judged on test images, which every figure then says.
     """
-    tables = {"trials": trials, "seeds": seeds, "search_space": space, "importance": importance}
-    files: dict[str, Figure | str] = {f"{name}.csv": _csv(frame) for name, frame in tables.items()}
-    for name, (shown, frame) in drawn(
-        trials, seeds, space, importance, objectives, tuned_on_test=tuned_on_test
-    ).items():
+    files: dict[str, Figure | str] = {f"{name}.csv": _csv(frame) for name, frame in frames.items()}
+    for name, (shown, frame) in drawn(frames, objectives, tuned_on_test=tuned_on_test).items():
         files[f"figures/{name}.png"], files[f"figures/{name}.csv"] = shown.figure, _csv(frame)
     return files
 
 
 def drawn(
-    trials: pd.DataFrame,
-    seeds: pd.DataFrame,
-    space: pd.DataFrame,
-    importance: pd.DataFrame,
-    objectives: Mapping[str, str],
-    *,
-    tuned_on_test: bool,
-    cast: Cast | None = None,
+    frames: Frames, objectives: Mapping[str, str], *, tuned_on_test: bool, cast: Cast | None = None
 ) -> dict[str, tuple[Drawn, pd.DataFrame]]:
     """All figures of a study with their captions and the numbers they show, by name; none if no trial is complete.
 
     Args:
-        trials: as for `contents`.
-        seeds: as for `contents`.
-        space: as for `contents`.
-        importance: as for `contents`.
+        frames: as for `contents`.
         objectives: as for `contents`.
         tuned_on_test: as for `contents`.
         cast: of the report; by default the strategies of the study.
     """
+    trials, seeds, space, importance = (frames[name] for name in TRIALS)
     complete = trials[trials["state"] == "complete"]
     if complete.empty:
         return {}
@@ -194,8 +174,7 @@ def front(points: NDArray[np.float64]) -> NDArray[np.bool_]:
 def per_trial(seeds: pd.DataFrame, trials: pd.DataFrame) -> str:
     """`n = 3 seeds a trial`, over these trials."""
     counts = trials.merge(seeds, on=["strategy", "trial"]).groupby(["strategy", "trial"]).size()
-    low, high = int(counts.min()), int(counts.max())
-    return f"n = {low if low == high else f'{low} to {high}'} seed{'s' * (high > 1)} a trial"
+    return f"{counted(counts)} a trial"
 
 
 def _scales(trials: pd.DataFrame, space: pd.DataFrame) -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from reports import names
+from reports import measures, names
 from reports.figures import labels
 from reports.figures.drawn import Drawn
 from reports.figures.labels import LOST
@@ -74,7 +74,7 @@ def history(frame: pd.DataFrame, about: About) -> Drawn:
         made.suptitle(**header)
         if not direct:
             key.draw(made)
-    what = " and ".join(map(names.measure, about.objectives)).capitalize()
+    what = " and ".join(map(measures.spoken, about.objectives)).capitalize()
     caption = (
         f"{what} of every trial in the order they were asked: marks are means of {about.n}, lines the best so far."
     )
@@ -113,7 +113,7 @@ def response(frame: pd.DataFrame, about: About) -> Drawn:
         labels.foot([axes[place] for place in places.values()], frame["state"])
         made.suptitle(**header)
     caption = (
-        f"{names.measure(name).capitalize()} at every setting tried: {spread} of {about.n}; "
+        f"{measures.spoken(name).capitalize()} at every setting tried: {spread} of {about.n}; "
         "stars are the chosen settings."
     )
     return Drawn(made, caption + _fate(frame) + _images(about))
@@ -149,8 +149,8 @@ def plane(frame: pd.DataFrame, about: About) -> Drawn:
         made.suptitle(**header)
         key.draw(made)
     caption = (
-        f"{names.measure(y).capitalize()} against {names.measure(x)} of every trial, means of {about.n}: lines are the "
-        f"Pareto front of a strategy, stars the chosen settings; {better}."
+        f"{measures.spoken(y).capitalize()} against {measures.spoken(x)} of every trial, means of {about.n}: lines are "
+        f"the Pareto front of a strategy, stars the chosen settings; {better}."
     )
     return Drawn(made, caption + _images(about))
 
@@ -255,7 +255,7 @@ def _star(axis: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
 def _measure(name: str, about: About, separator: str) -> str:
     """What an axis shows, in words."""
     lower = "" if about.objectives.get(name, "maximize") == "maximize" else f"{separator}(lower is better)"
-    return f"{names.measure(name)} (%){lower}"
+    return f"{measures.spoken(name)} (%){lower}"
 
 
 def _text(setting: Any) -> str:

@@ -32,16 +32,9 @@ class Presentation(Protocol):
     """How a study looks in the tracker; `reports.studies` is one."""
 
     def contents(
-        self,
-        trials: pd.DataFrame,
-        seeds: pd.DataFrame,
-        space: pd.DataFrame,
-        importance: pd.DataFrame,
-        objectives: Mapping[str, str],
-        *,
-        tuned_on_test: bool,
+        self, frames: Mapping[str, pd.DataFrame], objectives: Mapping[str, str], *, tuned_on_test: bool
     ) -> Mapping[str, Any]:
-        """Figures and texts by file name, of the frames of `studies.frames`."""
+        """Figures and texts by file name, of `studies.frames.every`."""
 
     def colours(self, strategies: list[str]) -> dict[str, str]:
         """A colour a strategy, as `#rrggbb` by label."""
@@ -80,9 +73,7 @@ class Delivery:
 
         def call(tracker: Tracker) -> None:
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
-            new = tracker.deliver_trials([about], self._colours())
-            _, nested = new.get(about.key, ("", {}))
-            if nested:
+            if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
                 with searcher.storage.explained():
                     trial.set_user_attr(MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
 
@@ -164,10 +155,7 @@ class Delivery:
         if self._presentation is None:
             return {}
         return self._presentation.contents(
-            frames.trials(searchers, records),
-            frames.seeds(searchers, records),
-            frames.space(searchers),
-            frames.importance(searchers),
+            frames.every(searchers, records),
             {name: objectives.direction(name) for name in self._study.objectives},
             tuned_on_test=self._study.protocol == "test-oracle",
         )

@@ -26,6 +26,16 @@ def measures(study: Study) -> list[str]:
     return list(dict.fromkeys([*study.objectives, "stability", "plasticity"]))
 
 
+def every(searchers: Sequence[Searcher], records: Mapping[str, Record]) -> dict[str, pd.DataFrame]:
+    """All frames of a study, by the names of their files; arguments as for `seeds`."""
+    return {
+        "trials": trials(searchers, records),
+        "seeds": seeds(searchers, records),
+        "search_space": space(searchers),
+        "importance": importance(searchers),
+    }
+
+
 def seeds(searchers: Sequence[Searcher], records: Mapping[str, Record]) -> pd.DataFrame:
     """One row a run of a trial.
 

@@ -58,6 +58,12 @@ def test_a_family_is_what_differs_in_lambda_alone() -> None:
     assert math.isnan(names.lam("naive")) and math.isnan(names.lam("x[lam=high]"))
 
 
+def test_a_sweep_is_a_family_with_enough_values_of_lambda() -> None:
+    labels = ["naive", "l2[lam=1]", "l2[lam=1.0]", "x[y=1,lam=1]", "l2[lam=2]", "x[y=2,lam=1]"]
+    assert names.sweeps(labels, 2) == {"l2": ["l2[lam=1]", "l2[lam=1.0]", "l2[lam=2]"]}
+    assert names.sweeps(labels, 3) == {}
+
+
 @pytest.mark.parametrize("label", ["", "x[", "x[]", "]", "x[y]", "x[y=1", "[lam=1]", "x[lam=1]]y"])
 def test_what_is_not_a_label_of_ours_is_a_name_as_it_stands(label: str) -> None:
     assert names.spoken(label) == label and names.family(label) == label

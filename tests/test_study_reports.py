@@ -32,12 +32,11 @@ TWO = ["stability", "plasticity"]
 
 def shown(played: Played, *, tuned_on_test: bool = False) -> dict[str, Any]:
     names = {name: objectives.direction(name) for name in played.study.objectives}
-    return studies.contents(*tables(played), names, tuned_on_test=tuned_on_test)
+    return studies.contents(tables(played), names, tuned_on_test=tuned_on_test)
 
 
-def tables(played: Played) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    both = played.searchers, played.records
-    return frames.trials(*both), frames.seeds(*both), frames.space(both[0]), frames.importance(both[0])
+def tables(played: Played) -> dict[str, pd.DataFrame]:
+    return frames.every(played.searchers, played.records)
 
 
 def drawn(files: dict[str, Any]) -> dict[str, Figure]:
@@ -103,7 +102,7 @@ def test_a_seed_is_a_row_with_its_own_values() -> None:
 @pytest.mark.parametrize("told", ["fail", "worst"])
 def test_a_diverged_trial_has_a_reason_and_no_value_whatever_optuna_was_told(told: str) -> None:
     played = play(study(EWC, diverged=told)).all(diverges=last_of("ewc", 0))
-    trial, seed = (frame.iloc[0] for frame in tables(played)[:2])
+    trial, seed = (tables(played)[name].iloc[0] for name in ("trials", "seeds"))
     assert played.searchers[0].ended[0].state == (TrialState.FAIL if told == "fail" else TrialState.COMPLETE)
     assert (trial["state"], trial["reason"]) == ("diverged", "diverged with seeds 1")
     assert np.isnan(trial["average_accuracy"]) and np.isnan(trial["stability"])
@@ -126,7 +125,7 @@ def test_what_is_not_known_of_a_run_is_left_open() -> None:
 
 def test_frames_of_a_study_without_trials_are_empty_with_all_columns() -> None:
     played = play()
-    trials, seeds, space, importance = tables(played)
+    trials, seeds, space, importance = tables(played).values()
     assert {"strategy", "trial", "state", "best", "lam", "average_accuracy", "seconds"} <= {*trials.columns}
     assert len(trials) == len(seeds) == 0 and len(space) == len(importance) == 2
     assert drawn(shown(played)) == {}
@@ -222,7 +221,7 @@ def test_each_strategy_has_a_front_of_its_own() -> None:
 
 def test_the_response_has_mean_range_and_spread_over_seeds() -> None:
     played = play(study(EWC, seeds=3)).all()
-    trials, seeds, space, _ = tables(played)
+    trials, seeds, space, _ = tables(played).values()
     frame = studies.response(trials, seeds, space, "average_accuracy")
     assert len(frame) == 6 and set(frame["scale"]) == {"log"} and set(frame["n"]) == {3}
     for row in frame.to_dict("records"):
@@ -233,7 +232,7 @@ def test_the_response_has_mean_range_and_spread_over_seeds() -> None:
 
 def test_scales_are_those_of_the_ranges() -> None:
     played = play(study(DECAY, SI, MAS)).all()
-    trials, seeds, space, _ = tables(played)
+    trials, seeds, space, _ = tables(played).values()
     frame = studies.response(trials, seeds, space, "average_accuracy")
     scales = frame.drop_duplicates(["strategy", "param"]).set_index(["strategy", "param"])["scale"].to_dict()
     label = "ewc[accumulate=online]"
@@ -257,7 +256,7 @@ def test_plasticity_and_stability_are_drawn_always_and_two_objectives_beside(
 ) -> None:
     played = play(study(EWC, objective=names)).all()
     files = shown(played)
-    assert studies.planes(tables(played)[0], names) == pairs
+    assert studies.planes(tables(played)["trials"], names) == pairs
     assert {f"{x}_{y}" for x, y in pairs} <= {*drawn(files)}
 
 
@@ -373,7 +372,7 @@ def test_captions_say_what_is_shown_over_how_many_seeds_on_which_images_and_what
     played = play(study(EWC, seeds=3)).all(diverges=last_of("ewc", 1))
     named = {"average_accuracy": "maximize"}
     for tuned_on_test, images in ((True, "test images"), (False, "validation images")):
-        found = studies.drawn(*tables(played), named, tuned_on_test=tuned_on_test)
+        found = studies.drawn(tables(played), named, tuned_on_test=tuned_on_test)
         assert all(f"judged on {images}" in drawn.caption for drawn, _ in found.values())
         assert all("n = 3 seeds a trial" in drawn.caption for drawn, _ in found.values())
         assert "× diverged" in found["history"][0].caption
@@ -383,7 +382,7 @@ def test_in_a_report_that_has_all_strategies_they_look_as_in_its_other_figures()
     played = play(study(EWC, L2)).all()
     for labels, place in ((["naive", "l2", "ewc"], 2), (["naive", "ewc"], 0)):
         cast = figures.Cast.of(labels)
-        found = studies.drawn(*tables(played), {"average_accuracy": "maximize"}, tuned_on_test=False, cast=cast)
+        found = studies.drawn(tables(played), {"average_accuracy": "maximize"}, tuned_on_test=False, cast=cast)
         (axis,) = visible(found["plasticity_stability"][0].figure)
         assert same_color(axis.lines[0].get_color(), figures.Cast.of("abc").looks["abc"[place]].colour)
 
@@ -391,7 +390,7 @@ def test_in_a_report_that_has_all_strategies_they_look_as_in_its_other_figures()
 def test_captions_say_which_way_is_better() -> None:
     played = play(study(EWC, objective=["average_accuracy", "forgetting"])).all()
     named = {"average_accuracy": "maximize", "forgetting": "minimize"}
-    found = studies.drawn(*tables(played), named, tuned_on_test=False)
+    found = studies.drawn(tables(played), named, tuned_on_test=False)
     assert "up and left is better" in found["forgetting_average_accuracy"][0].caption
 
 

@@ -61,6 +61,14 @@ def batch(asker: Searcher) -> list[float]:
     return [trial.params["lam"] for trial in asked]
 
 
+def told(objective: list[str], *values: tuple[float, float]) -> Searcher:
+    """Has asked its first batch, and been told these values of two objectives."""
+    asker = searcher(objective=objective)
+    for trial, pair in zip(asker.ask(), values, strict=True):
+        asker.tell(trial, [seed(0, **dict(zip(objective, pair, strict=True)))])
+    return asker
+
+
 def states(asker: Searcher) -> list[str]:
     return [trial.state.name for trial in asker.optuna.trials]
 
@@ -308,20 +316,14 @@ def test_the_best_of_one_objective_is_the_highest_or_the_lowest_as_is_better() -
 
 
 def test_two_objectives_have_a_front_and_the_best_sum_on_it_is_chosen() -> None:
-    asker = searcher(objective=["stability", "plasticity"])
-    told = [(0.9, 0.3), (0.6, 0.8), (0.5, 0.7), (0.2, 0.95)]
-    for trial, (stability, plasticity) in zip(asker.ask(), told, strict=True):
-        asker.tell(trial, [seed(0, stability=stability, plasticity=plasticity)])
+    asker = told(["stability", "plasticity"], (0.9, 0.3), (0.6, 0.8), (0.5, 0.7), (0.2, 0.95))
     assert {t.number for t in asker.optuna.best_trials} == {0, 1, 3}
     best = asker.best()
     assert best is not None and (best.number, best.values) == (1, [0.6, 0.8])
 
 
 def test_of_two_objectives_one_may_be_to_be_kept_low() -> None:
-    asker = searcher(objective=["learning_accuracy", "forgetting"])
-    told = [(0.9, 0.5), (0.8, 0.1), (0.7, 0.2), (0.95, 0.9)]
-    for trial, (learning, forgetting) in zip(asker.ask(), told, strict=True):
-        asker.tell(trial, [seed(0, learning_accuracy=learning, forgetting=forgetting)])
+    asker = told(["learning_accuracy", "forgetting"], (0.9, 0.5), (0.8, 0.1), (0.7, 0.2), (0.95, 0.9))
     assert {t.number for t in asker.optuna.best_trials} == {0, 1, 3}
     best = asker.best()
     assert best is not None and best.number == 1

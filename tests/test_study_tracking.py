@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -41,9 +42,10 @@ class Shown:
     def __init__(self) -> None:
         self.given: list[dict[str, Any]] = []
 
-    def contents(self, *frames: Any, tuned_on_test: bool) -> Mapping[str, Any]:
-        names = ("trials", "seeds", "space", "importance", "objectives")
-        self.given.append(dict(zip(names, frames, strict=True)) | {"tuned_on_test": tuned_on_test})
+    def contents(
+        self, frames: Mapping[str, pd.DataFrame], objectives: Mapping[str, str], *, tuned_on_test: bool
+    ) -> Mapping[str, Any]:
+        self.given.append({**frames, "objectives": objectives, "tuned_on_test": tuned_on_test})
         return {"figures/history.png": Figure(figsize=(1, 1)), "trials.csv": "a,b\n"}
 
     def colours(self, strategies: list[str]) -> dict[str, str]:
@@ -368,7 +370,7 @@ def test_what_is_shown_is_made_of_all_trials(place: Place) -> None:
     (given,) = place.shown.given
     assert given["tuned_on_test"] is True and given["objectives"] == {"average_accuracy": "maximize"}
     assert list(given["trials"]["average_accuracy"]) == pytest.approx([t.value for t in played.searchers[0].ended])
-    assert len(given["seeds"]) == 6 * SEEDS and list(given["space"]["param"]) == ["lam"]
+    assert len(given["seeds"]) == 6 * SEEDS and list(given["search_space"]["param"]) == ["lam"]
     assert "TUNED ON TEST" in place.runs("overview")[0].data.tags["mlflow.note.content"]
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from mlflow.entities import Run
 
 from benchmark import experiment, metrics, server, tracking
 from benchmark.results import Record, Store
-from benchmark.server import TrackingError, redacted
+from benchmark.server import TrackingError, redacted, typed
 from benchmark.tracking import Tracker
 
 MATRIX = np.array([[0.1, 0.2], [0.9, 0.3], [0.6, 0.8]])
@@ -542,6 +543,17 @@ def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Plac
 )
 def test_user_name_and_password_are_no_part_of_what_is_shown(uri: str, shown: str) -> None:
     assert redacted(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [("/usr/bin/forgetbench", "forgetbench"), ("benchmark/cli.py", "forgetbench"), ("mine/script.py", "script.py")],
+)
+def test_the_command_that_results_note_is_the_one_typed_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, program: str, shown: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "run", "a b", "--tracking-uri", "http://me:secret@host"])
+    assert typed() == f"{shown} run 'a b' --tracking-uri http://***@host"
 
 
 @pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 
 from reports.figures.drawn import Drawn
 from reports.figures.rows import row_panels
@@ -72,7 +73,7 @@ def _packed(groups: list[list[float]]) -> list[list[list[float]]]:
     return columns
 
 
-def _scale(axis: mpl.axes.Axes, difference: float, last: int) -> None:
+def _scale(axis: Axes, difference: float, last: int) -> None:
     """How long the critical difference is on the axis."""
     ends, above = [1.0, 1.0 + min(difference, last - 1)], -0.07  # inches
     axis.plot(ends, [above, above], lw=1, marker="|", ms=5, mew=1, color=INK, clip_on=False)

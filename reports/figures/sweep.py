@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import matplotlib as mpl
@@ -20,19 +19,6 @@ METRICS = {"average_accuracy": "average accuracy (%)", "forgetting": "forgetting
 FEWEST = 3  # values of λ that make a line
 
 
-def families(strategies: Iterable[str]) -> dict[str, list[str]]:
-    """Strategies equal but for λ, by their common label; those with at least three values of λ.
-
-    Args:
-        strategies: labels.
-    """
-    found: dict[str, list[str]] = {}
-    for strategy in strategies:
-        if math.isfinite(names.lam(strategy)):
-            found.setdefault(names.family(strategy), []).append(strategy)
-    return {family: own for family, own in found.items() if len({names.lam(s) for s in own}) >= FEWEST}
-
-
 def lambda_sweep(runs: pd.DataFrame, cast: Cast | None = None) -> Drawn | None:
     """A panel a metric over a logarithmic λ; None where no family has enough values of λ.
 
@@ -43,7 +29,7 @@ def lambda_sweep(runs: pd.DataFrame, cast: Cast | None = None) -> Drawn | None:
         cast: of the report; by default the strategies here.
     """
     cast = cast or Cast.of(runs["strategy"])
-    found = families(cast.among(runs["strategy"]))
+    found = names.sweeps(cast.among(runs["strategy"]), FEWEST)
     if not found:
         return None
     own = runs[runs["strategy"].isin([s for members in found.values() for s in members])]
