@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2> /dev/null)
 STAMP := .venv/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: setup bench test test-slow test-all lint perf perf-peers ui clean
+.PHONY: setup bench test test-slow test-all lint perf perf-peers gpu-check ui clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,9 @@ $(PEERS): Makefile
 	  "$$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'avalanche-lib==0.6.0' -c constraints.txt
 	touch $@
+
+gpu-check:  ## on a machine with a GPU: the CPU's numbers, the floors, a thousand runs; needs PyTorch and the data alone
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmark.perf.gpu
 
 ui: setup  ## the MLflow UI on out/
 	$(BIN)/forgetbench ui

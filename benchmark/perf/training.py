@@ -94,18 +94,25 @@ def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "f
 
 
 def stack(
-    images: ImageSet, seeds: list[int], strategy: Strategy, precision: str = "float32"
+    images: ImageSet,
+    seeds: list[int],
+    strategy: Strategy,
+    precision: str = "float32",
+    device: torch.device = CPU,
+    steps: int = STEPS,
 ) -> tuple[Learner, Lesson, Strategy]:
     """A fresh stack before its second task: the first is plain for most strategies."""
-    recipe = Recipe(iterations=STEPS, precision=precision)  # type: ignore[arg-type]
+    recipe = Recipe(iterations=steps, precision=precision)  # type: ignore[arg-type]
     scenario, model = scenarios.resolve(["mnist", "mnist"]), models.Model("mlp-bn")
     runs = [Run(scenario, model, recipe, strategy, strategy.name, strategy.name, seed) for seed in seeds]
-    feed = Feed(Pool.of(scenario, [images, images], CPU), seeds, recipe.dtype)
+    feed = Feed(Pool.of(scenario, [images, images], device), seeds, recipe.dtype)
     networks = [model.build(images.shape, images.classes, seed=seed) for seed in seeds]
-    return Learner.fresh(networks, recipe, images.shape, CPU), Lesson(feed, 2, runs[0]), strategy
+    return Learner.fresh(networks, recipe, images.shape, device), Lesson(feed, 2, runs[0]), strategy
 
 
-def train(learner: Learner, lesson: Lesson, strategy: Strategy) -> None:
+def train(
+    learner: Learner, lesson: Lesson, strategy: Strategy, every_step: Callable[[int], None] = lambda step: None
+) -> None:
     """One lesson, hyperparameters all 1."""
 
     def init(params: Params, buffers: Params) -> State:
@@ -113,8 +120,8 @@ def train(learner: Learner, lesson: Lesson, strategy: Strategy) -> None:
 
     params = {k: p.detach() for k, p in learner.params.items()}
     state = tree_map(torch.clone, lift(init, learner.runs)(params, learner.buffers))
-    hparams = {k: torch.ones(learner.runs) for k in strategy.hyperparameters()}
-    learner.train(lesson, strategy, state, hparams)
+    hparams = {k: torch.ones(learner.runs, device=learner.device) for k in strategy.hyperparameters()}
+    learner.train(lesson, strategy, state, hparams, every_step=every_step)
 
 
 def rows(images: ImageSet, more: dict[str, Callable[[], Subject]] | None = None) -> list[Row]:
