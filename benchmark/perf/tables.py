@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Section:
     Attributes:
         title: above it.
         unit: of the values.
-        ratio: what the last column is; `share` is shown in per cent.
+        ratio: what the last column is; a `share` is shown in per cent.
         rows: in order.
     """
 
@@ -30,8 +31,9 @@ class Section:
 
     def cells(self) -> list[tuple[str, str, str]]:
         """Every row as text."""
-        show = "{:.0%}" if self.ratio == "share" else "{:.1f}"
-        return [(row.name, f"{row.value:.3g}", show.format(row.ratio)) for row in self.rows]
+        show = {"share": "{:.0%}", "exponent": "{:.2f}"}.get(self.ratio, "{:.1f}")
+        ratios = ["" if math.isnan(row.ratio) else show.format(row.ratio) for row in self.rows]
+        return [(row.name, f"{row.value:.3g}", ratio) for row, ratio in zip(self.rows, ratios, strict=True)]
 
 
 def printed(console: Console, section: Section) -> None:

@@ -1,0 +1,31 @@
+"""The measuring code measures what it says; how fast things are is no matter of tests."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmark.models import Model
+from benchmark.perf import growth
+from benchmark.perf.measuring import Row
+from benchmark.perf.tables import Section, markdown
+
+
+def test_exponents_tell_constant_linear_and_square():
+    assert growth.exponents([1, 2, 4], [3, 3, 3]) == [0, 0]
+    assert growth.exponents([2, 8], [5, 20]) == pytest.approx([1])
+    assert growth.exponents([2, 6], [1, 9]) == pytest.approx([2])
+
+
+def test_an_experiment_of_a_size_has_that_size_and_takes_time():
+    size = growth.Size(runs=3, tasks=2, width=8, steps=3)
+    network = Model("mlp", (("widths", (8, 8)),)).build((1, 8, 8), 10, seed=0)
+    assert size.parameters == sum(p.numel() for p in network.parameters())
+    seconds, memory = growth.measure(size)
+    assert seconds > 0 and memory > 0
+
+
+def test_the_first_of_a_growing_row_has_no_exponent():
+    table = markdown(Section("growth", "seconds", "exponent", [Row("1 run", 2.0, math.nan), Row("2 runs", 4.0, 1.0)]))
+    assert table.splitlines()[2:] == ["| 1 run | 2 |  |", "| 2 runs | 4 | 1.00 |"]
