@@ -24,6 +24,8 @@ def speed(say: Say) -> Iterator[Section]:
     images = data.load("mnist", say=say)
     yield _training(training.rows(images))
     yield Section("Fisher diagonal of 60 000 images", "seconds", "times faster", importances.rows(images))
+    for strategy, rows in training.stacking(data.load("digits")):
+        yield Section(f"a small network, {strategy} (digits)", "milliseconds a run and step", "times faster", rows)
     title = "where a step goes (EWC, stack of 12, one thread)"
     yield Section(title, "milliseconds a run", "share", breakdown.rows(images))
 
