@@ -15,6 +15,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.databases import prepared
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -62,11 +64,21 @@ def client(uri: str) -> MlflowClient:
     with explained(uri), quiet():
         from mlflow import MlflowClient
 
+        def opened(uri: str) -> MlflowClient:
+            made = MlflowClient(tracking_uri=uri)
+            made.search_experiments(max_results=1)  # the first request makes the tables; let it be quiet
+            return made
+
         if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
-            connect(uri)
-        made = MlflowClient(tracking_uri=uri)
-        made.search_experiments(max_results=1)  # the first request makes the database; let it be quiet
-        return made
+            if uri.startswith("sqlite:///"):
+                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            tables = prepared(uri, opened)
+            if tables and "alembic_version" not in tables:
+                raise TrackingError(
+                    f"{redacted(uri)} is no database that MLflow finished: a command was killed while making it, or it "
+                    "is of something else; delete it, and deliver what is on disk with `forgetbench sync`"
+                )
+        return opened(uri)
 
 
 def search(mlflow: MlflowClient, experiments: list[str], filter_string: str) -> Iterator[Run]:
@@ -139,30 +151,6 @@ def _reachable(uri: str) -> None:
         # 401, 403 or 404: something answers; MLflow's client knows how to log in.
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise TrackingError(_down(uri, str(getattr(error, "reason", error)))) from None
-
-
-def connect(uri: str) -> list[str]:
-    """One attempt at a database, before a library makes its own, which may last minutes or write there.
-
-    Args:
-        uri: of a database.
-
-    Returns:
-        The tables of a SQLite file; nothing of a server, whose databases have more than one owner.
-    """
-    from sqlalchemy import create_engine, inspect
-
-    engine = create_engine(uri)
-    try:
-        with engine.connect() as connection:
-            tables = inspect(connection).get_table_names() if uri.startswith("sqlite") else []
-            # Logging a run is five commits, and each waits for the disk once instead of four times. What somebody else
-            # made stays as it is: on a network file system this mode is for one machine alone.
-            if uri.startswith("sqlite") and not tables:
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            return list(tables)
-    finally:
-        engine.dispose()
 
 
 def _down(uri: str, reason: str) -> str:

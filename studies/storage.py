@@ -13,7 +13,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from benchmark.server import connect, redacted
+from benchmark.databases import prepared
+from benchmark.server import redacted
 
 JOURNALS = (".journal", ".log")
 """What the name of a journal file ends with."""
@@ -116,10 +117,14 @@ def _opened(where: str) -> BaseStorage:
             return _journal(Path(where))
         raise ValueError("expected a URL such as sqlite:///optuna.db, or a journal file that ends in .journal or .log")
     if where.startswith("sqlite"):
-        tables = connect(where)
+        tables = prepared(where, _created)
         if tables and not {"studies", "trials"} <= {*tables}:  # Optuna would add its own
             raise ValueError(f"it is a database of something else, with tables {', '.join(tables[:3])}, ...")
     return RDBStorage(where)
+
+
+def _created(url: str) -> None:
+    RDBStorage(url).remove_session()
 
 
 def _journal(path: Path) -> JournalStorage:

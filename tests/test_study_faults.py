@@ -452,19 +452,18 @@ def test_a_storage_of_another_schema_is_refused_with_what_to_do(database: tuple[
 def test_a_study_whose_storage_goes_away_keeps_its_finished_runs(tmp_path: Path) -> None:
     """Told at once, with what was trained on disk; when the storage is back the study goes on."""
     storage, study = sqlite(tmp_path / "optuna.db"), made({"seeds": 1})
-    opened_at, calls = time.perf_counter(), []
-    other = sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)
+    opened_at, others = time.perf_counter(), []
 
     def locking(made_plan: Any, tasks: Any) -> None:
-        if not calls:
-            other.execute("BEGIN EXCLUSIVE")
-        calls.append(made_plan)
+        if not others:
+            others.append(sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False))
+            others[0].execute("BEGIN EXCLUSIVE")
 
     with pytest.raises(StudyError, match="cannot be used: .*database is locked"):
         go(study, tmp_path, impatient(storage), planned=locking)
     assert time.perf_counter() - opened_at < 60
-    other.rollback()
-    other.close()
+    others[0].rollback()
+    others[0].close()
     kept = table(tmp_path / "trial" / "runs.csv")
     assert len(kept) == 2
     done = go(study, tmp_path, storage, resume=True)

@@ -491,6 +491,7 @@ def test_a_database_server_that_refuses_is_said_without_minutes_of_retries(
         raise ConnectionRefusedError("connection refused")
 
     # No database driver needs to be installed: what fails in real life is this call.
+    (tmp_path / "other.db").write_bytes(b"there")
     monkeypatch.setattr("sqlalchemy.engine.Engine.connect", refused)
     with pytest.raises(TrackingError, match="refused"):
         Tracker(f"sqlite:///{tmp_path / 'other.db'}", "x", tmp_path)
