@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import logging
 import os
 import re
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,11 +55,24 @@ def client(uri: str) -> MlflowClient:
     with explained(uri), quiet():
         from mlflow import MlflowClient
 
-        if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
+        database = re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri)
+        if database:
             connect(uri)
-        made = MlflowClient(tracking_uri=uri)
-        made.search_experiments(max_results=1)  # the first request makes the database; let it be quiet
+        with _one_at_a_time(uri) if uri.startswith("sqlite") else contextlib.nullcontext():
+            made = MlflowClient(tracking_uri=uri)
+            made.search_experiments(max_results=1)  # the first request makes the database; let it be quiet
         return made
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Generator[None, None, None]:
+    """Several commands that begin at once would all make the database, and each fail at what another has done."""
+    from filelock import FileLock
+
+    name = hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
+    # Not beside the database: that is one for this machine alone, and the file would stay.
+    with FileLock(Path(tempfile.gettempdir()) / f"forgetbench-{name}.lock", timeout=60):
+        yield
 
 
 def search(mlflow: MlflowClient, experiments: list[str], filter_string: str) -> Iterator[Run]:

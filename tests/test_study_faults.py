@@ -218,7 +218,9 @@ def test_a_study_that_is_there_is_neither_continued_nor_overwritten_unasked(tmp_
     Searcher(study, study.searches[0], storage, resume=False).ask()
     with pytest.raises(StudyError) as caught:
         Searcher(study, study.searches[0], storage, resume=False)
-    assert str(caught.value) == "there is a study 'trial/ewc': --resume continues it, --new starts another"
+    assert str(caught.value) == (
+        "there is a study 'trial/ewc': --resume continues it, or joins those at work on it; --new starts another"
+    )
     (running, *_) = optuna.load_study(study_name="trial/ewc", storage=storage).trials
     assert running.state == TrialState.RUNNING  # it may be another command's, at work
 
