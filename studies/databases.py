@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 from benchmark.server import connect
 
-DRIVERS = {"psycopg": "postgres", "psycopg2": "postgres"}
-"""The extra of forgetbench that has each Python package a database needs."""
+_POSTGRES = "pip install 'forgetbench[postgres]'"
+PACKAGES = {"psycopg": _POSTGRES, "psycopg2": f"{_POSTGRES} and write postgresql+psycopg://"}
+"""What to do where a Python package is missing that a database needs."""
 PATIENCE = 120.0
 """Seconds that a database may be away, once it was there."""
 _ATTEMPTS = 5  # to make the tables, of which one driver's will do

@@ -192,8 +192,8 @@ def _explained(name: str) -> Generator[None, None, None]:
         while cause.__cause__ is not None:  # what is raised last says least: `an exception is raised during the commit`
             cause = cause.__cause__
         reason = redacted(" ".join(str(cause).split()))[:300] or type(cause).__name__
-        if isinstance(cause, ModuleNotFoundError) and cause.name in databases.DRIVERS:
-            reason += f", which it needs (pip install 'forgetbench[{databases.DRIVERS[cause.name]}]')"
+        if isinstance(cause, ModuleNotFoundError) and cause.name in databases.PACKAGES:
+            reason += f" ({databases.PACKAGES[cause.name]})"
         raise StudyError(f"the Optuna storage {name!r} cannot be used: {reason}; --storage names another") from error
 
 

@@ -391,6 +391,26 @@ def test_half_a_line_that_a_kill_left_in_a_journal_costs_that_line_alone(tmp_pat
     assert [t.state.name for t in third.optuna.trials[:4]] == ["FAIL"] * 4
 
 
+@pytest.mark.parametrize(
+    ("package", "url", "advice"),
+    [
+        ("psycopg", "postgresql+psycopg://me:hunter2@localhost:1/x", "pip install 'forgetbench[postgres]'"),
+        ("psycopg2", "postgresql+psycopg2://me:hunter2@localhost:1/x", "write postgresql+psycopg://"),
+    ],
+)
+def test_a_database_whose_package_is_missing_says_what_to_install(
+    package: str, url: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    def importing(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("Failed to import DB access module") from missing
+
+    monkeypatch.setattr(storages, "RDBStorage", importing)
+    said = refusal(url)
+    assert f"No module named {package!r}" in said and advice in said and "hunter2" not in said
+
+
 def test_a_password_in_what_a_driver_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "postgresql://me:hunter2@host/db"
 
