@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import logging
 import os
@@ -58,20 +57,20 @@ def client(uri: str) -> MlflowClient:
         database = re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri)
         if database:
             connect(uri)
-        with _one_at_a_time(uri) if uri.startswith("sqlite") else contextlib.nullcontext():
+        with _one_at_a_time() if uri.startswith("sqlite") else contextlib.nullcontext():
             made = MlflowClient(tracking_uri=uri)
             made.search_experiments(max_results=1)  # the first request makes the database; let it be quiet
         return made
 
 
 @contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Generator[None, None, None]:
+def _one_at_a_time() -> Generator[None, None, None]:
     """Several commands that begin at once would all make the database, and each fail at what another has done."""
     from filelock import FileLock
 
-    name = hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
-    # Not beside the database: that is one for this machine alone, and the file would stay.
-    with FileLock(Path(tempfile.gettempdir()) / f"forgetbench-{name}.lock", timeout=60):
+    # Not beside the database, which is one for this machine alone, since the file stays.
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    with FileLock(Path(tempfile.gettempdir()) / f"forgetbench-{user}.lock", timeout=60):
         yield
 
 
