@@ -160,7 +160,9 @@ def study(
             show_default="sqlite:///OUT/optuna.db",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a study of that name.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a study of that name, or join those at it.")
+    ] = False,
     new: Annotated[bool, typer.Option("--new", help="Start another study of that name.")] = False,
     executor: ExecutorName = Where.local,
     ray_address: RayAddress = None,

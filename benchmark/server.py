@@ -113,7 +113,9 @@ def explained(uri: str) -> Generator[None, None, None]:
     except Exception as error:
         reason = redacted(" ".join(str(error).split()))[:300]
         if re.search(r"\b401\b", reason):
-            reason = "it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            given = "@" in uri or os.environ.get("MLFLOW_TRACKING_USERNAME")
+            given = "not the one it was given" if given else "and was given none"
+            reason = f"it wants a login, {given}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise TrackingError(f"MLflow at {redacted(uri)} failed: {reason}") from error
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ class Tracker:
         self._failed: dict[str, str] = {}
         # Whose half-delivered runs these are: several folders, and people, may share a server.
         self._owner = digest([platform.node(), str(artifacts.resolve())])
-        self._overview = ""
+        self._overview, self._common = "", dict[str, str]()  # the overview run, and what its runs have in common
         self._client = client(uri)
         with explained(uri):
             found = self._client.get_experiment_by_name(experiment)
@@ -123,9 +123,18 @@ class Tracker:
             # A database has no server to keep artifacts; without a folder of ours they would land in the current one.
             database = "://" in uri and not uri.startswith("http")
             location = artifacts.resolve().as_uri() if database else None
-            self.experiment_id: str = (
-                found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
-            )
+            self.experiment_id: str = found.experiment_id if found else self._create_experiment(experiment, location)
+
+    def _create_experiment(self, name: str, location: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)  # another driver made it a moment ago
 
     def deliver(
         self,
@@ -164,13 +173,15 @@ class Tracker:
         return len(new)
 
     def deliver_trials(
-        self, trials: Iterable[Trial], colours: Mapping[str, str] | None = None
+        self, trials: Iterable[Trial], colours: Mapping[str, str] | None = None, *, whole: bool = False
     ) -> dict[str, dict[str, str]]:
         """Log every trial that is not there yet, and its runs nested under it.
 
         Args:
             trials: in any order.
             colours: as for `deliver`.
+            whole: these are all there will be, whichever drivers delivered them. What some left unfinished, or
+                delivered although another one had, is deleted; so are overviews but the oldest of these settings.
 
         Returns:
             Of each trial that was new, by its key: the ids of its nested runs, by run key.
@@ -180,6 +191,8 @@ class Tracker:
         """
         listed = {trial.key: trial for trial in trials}
         with explained(self.uri):
+            if whole:
+                self._gather({*listed})
             there = self._known("trial")
             new = {
                 key: self._log_trial(trial, (colours or {}).get(trial.params["strategy"], ""))
@@ -218,10 +231,10 @@ class Tracker:
         """
         with explained(self.uri):
             # Params of a run cannot change, so other settings have an overview of their own.
-            for run in self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'"):
-                if run.data.params == params:
-                    self._overview = str(run.info.run_id)
-                    return
+            self._common = params
+            if found := self._overviews():
+                self._overview = found[0]
+                return
             tags, start_ms = {KIND: "overview"}, int(started * 1000)
             run = self._client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name="overview")
             self._overview = str(run.info.run_id)
@@ -278,23 +291,49 @@ class Tracker:
                 self._client.set_tag(run_id, OVERVIEW, wanted_overview)
                 there[key] = run_id, wanted_overview
 
+    def _overviews(self) -> list[str]:
+        """Overview runs of these settings, the oldest first: drivers that began at once may have made one each."""
+        listed = self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'")
+        same = [run.info for run in listed if run.data.params == self._common]
+        return [str(info.run_id) for info in sorted(same, key=lambda i: (i.start_time, i.run_id))]
+
+    def _gather(self, keys: set[str]) -> None:
+        """Look at what is there anew, since other drivers deliver too, and make it one of each.
+
+        Args:
+            keys: of all trials.
+        """
+        if self._overview:
+            self._overview, *others = self._overviews() or [self._overview]
+            for run_id in others:
+                self._client.delete_run(run_id)
+        self._there["trial"] = self._delivered("trial", keys)
+
     def _known(self, kind: str) -> dict[str, tuple[str, str]]:
         if kind not in self._there:
             self._there[kind] = self._delivered(kind)
         return self._there[kind]
 
-    def _delivered(self, kind: str) -> dict[str, tuple[str, str]]:
-        """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted."""
+    def _delivered(self, kind: str, gathered: Container[str] = ()) -> dict[str, tuple[str, str]]:
+        """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted.
+
+        Args:
+            kind: of runs.
+            gathered: keys of those that nobody is about to deliver: unfinished or twice, they are deleted whosever.
+        """
         found: dict[str, tuple[str, str]] = {}
         unfinished, whole = [], []
         for run in search(self._client, [self.experiment_id], f"tags.`{KIND}` = '{kind}'"):
             tags = run.data.tags
             if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
                 whole.append(run)
-            elif tags.get(OWNER) == self._owner:
+            elif tags.get(OWNER) == self._owner or tags.get(KEY) in gathered:
                 unfinished.append(run.info.run_id)
         for run in sorted(whole, key=_failed, reverse=True):
             key, mine = run.data.tags[KEY], run.data.tags.get(OWNER) == self._owner
+            if key in found and key in gathered:
+                unfinished.append(run.info.run_id)
+                continue
             # A command killed between logging a run that was tried again and deleting the one that failed left both.
             if superseded := self._failed.pop(key, ""):
                 unfinished.append(superseded)

@@ -19,7 +19,8 @@ from benchmark.results import Record
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
 from studies import frames, objectives
-from studies.search import REASON, SEEDS, Searcher, reason
+from studies.places import PLACE, REASON, SEEDS
+from studies.search import Searcher, reason
 from studies.spec import Study
 
 Say = Callable[[str], None]
@@ -74,17 +75,17 @@ class Delivery:
         def call(tracker: Tracker) -> None:
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
             if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
-                with searcher.storage.explained():
-                    trial.set_user_attr(MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
+                searcher.note(trial, MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
 
         self._try(call, [searcher])
 
-    def trials(self, searchers: Sequence[Searcher], records: Mapping[str, Record]) -> None:
+    def trials(self, searchers: Sequence[Searcher], records: Mapping[str, Record], *, whole: bool = False) -> None:
         """Log every trial that ended and is not there yet.
 
         Args:
             searchers: one a strategy.
             records: of runs, by key.
+            whole: there will be no others; see `Tracker.deliver_trials`.
         """
 
         def call(tracker: Tracker) -> None:
@@ -92,6 +93,24 @@ class Delivery:
             for searcher in searchers:
                 ended = searcher.ended
                 about += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in ended]
+            tracker.deliver_trials(about, self._colours(), whole=whole)
+
+        self._try(call, searchers)
+
+    def own(self, searchers: Sequence[Searcher], records: Mapping[str, Record]) -> None:
+        """Log this driver's trials that are not there yet, where another one does the rest.
+
+        Args:
+            searchers: one a strategy.
+            records: of this driver's runs, by key.
+        """
+
+        def call(tracker: Tracker) -> None:
+            about = []
+            for searcher in searchers:
+                ended = searcher.ended
+                mine = [t for t in ended if all(seed["run_key"] in records for seed in t.user_attrs[SEEDS])]
+                about += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in mine]
             tracker.deliver_trials(about, self._colours())
 
         self._try(call, searchers)
@@ -113,7 +132,7 @@ class Delivery:
             tested: runs of the chosen setting, by the strategy's label.
             environment: tags of the overview.
         """
-        self.trials(searchers, records)
+        self.trials(searchers, records, whole=True)
         final = [self._named(r, label, "test") for label, each in tested.items() for r in each]
 
         def call(tracker: Tracker) -> None:
@@ -199,7 +218,10 @@ class Delivery:
 
 
 def _key(searcher: Searcher, trial: optuna.Trial | FrozenTrial, seeds: Seeds, ended: Sequence[FrozenTrial]) -> str:
-    """Identifies a trial by what was tried: one asked again after a kill -9 has another number."""
+    """Identifies a trial by what was tried: one asked again after a kill -9 has another number, and its place."""
+    place = trial.user_attrs.get(PLACE)
+    if place is not None:
+        return digest([searcher.optuna.study_name, trial.params, [s["run_key"] for s in seeds], "place", place])
     alike = [t for t in ended if t.number < trial.number and t.params == trial.params]
     return digest([searcher.optuna.study_name, trial.params, [s["run_key"] for s in seeds], len(alike)])
 

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial
 
 from benchmark.results import Record
 from studies import objectives, plasticity
-from studies.search import REASON, SEEDS, Searcher
+from studies.places import REASON, SEEDS
+from studies.search import Searcher
 from studies.spec import Study
 
 FEW = 10  # trials that importance says nothing about

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import optuna
 import torch
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 from tabulate import tabulate
 
@@ -20,16 +22,20 @@ from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.data import ImageSet
 from benchmark.executors import Executor
 from benchmark.experiment import common
+from benchmark.keys import digest
 from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from benchmark.tracking import Tracker
-from studies import objectives, plasticity
+from studies import frames, objectives, plasticity
 from studies.delivery import Delivery, Presentation
+from studies.drivers import Driver
+from studies.final import Final, Tested
 from studies.pruning import Halving
 from studies.search import Searcher
 from studies.spec import Study
 from studies.storage import Storage
+from studies.waiting import Waiting
 
 Say = Callable[[str], None]
 Planned = Callable[[plan.Plan, list[ImageSet]], None]
@@ -105,25 +111,25 @@ class _Trainer:
         listener: harness.Listener | None,
         executor: Executor | None,
     ) -> None:
-        self._store, self._device, self._data_dir, self._say = store, device, data_dir, say
+        self.store, self._device, self._data_dir, self._say = store, device, data_dir, say
         self._planned, self._listener, self._executor = planned, listener, executor
         self._images: dict[Scenario, list[ImageSet]] = {}
         self.seconds = 0.0
 
     def __call__(self, runs: list[Run], prune: harness.Prune | None = None) -> dict[str, Record]:
         """Records of these runs, of one scenario, by key; there is none of a pruned run."""
-        todo = list({r.key: r for r in runs if not self._store.settled(r)}.values())
+        todo = list({r.key: r for r in runs if not self.store.settled(r)}.values())
         if todo:
             self._train(todo, prune)
-        return {r.key: self._store.records[r.key] for r in runs if r.key in self._store.records}
+        return {r.key: self.store.records[r.key] for r in runs if r.key in self.store.records}
 
     def _train(self, runs: list[Run], prune: harness.Prune | None) -> None:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs])
-        self._store.describe(settings, environment.describe(self._device, tasks))
+        self.store.describe(settings, environment.describe(self._device, tasks))
         made = plan.make(runs, tasks, self._device, room=self._executor.room(self._device) if self._executor else None)
         self._planned(made, tasks)
-        for _ in schedule.execute(made, tasks, self._device, self._listener, self._store.add, prune, self._executor):
+        for _ in schedule.execute(made, tasks, self._device, self._listener, self.store.add, prune, self._executor):
             pass
         self.seconds += time.perf_counter() - started
 
@@ -158,7 +164,7 @@ def run(
         out: runs go to `out/<name>/`, as those of an experiment do.
         storage: see `Storage.of`.
         device: where to train.
-        resume: continue a study of that name.
+        resume: continue a study of that name, or join the drivers that are at work on it.
         suffix: of the name of another study of the same file.
         data_dir: as for `data.load`.
         say: takes one line for each thing worth knowing.
@@ -174,98 +180,159 @@ def run(
         DataError: the images cannot be had.
     """
     started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
-    with Store(out / (study.name + suffix)) as store:
-        # Under the folder's lock: trials that another command is training are not orphans.
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(Store(out / (study.name + suffix)))
+        driver = stack.enter_context(Driver.here().at_work())
         opened = Storage.of(storage)
-        searchers = [Searcher(study, s, opened, resume=resume, suffix=suffix) for s in study.searches]
+        opened.say = say
+        stack.enter_context(opened.pulse.beating())
+        searchers = [Searcher(study, s, opened, resume=resume, suffix=suffix, driver=driver) for s in study.searches]
         for searcher in searchers:
             say(f"searching {searcher.describe()}")
         train = _Trainer(store, device, data_dir, say, planned, listener, executor)
         tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
-        delivery = Delivery(tracker, study, presentation, say)
-        _search(study, searchers, train, delivery, started, say)
-        answers, tested = _test(study, searchers, train, say)
-        delivery.close(searchers, store.records, markdown(answers), tested, store.description()[1])
+        delivery, waiting = Delivery(tracker, study, presentation, say), Waiting(opened, say)
+        _search(study, searchers, train, delivery, waiting, started, say)
+        answers, tested = _test(study, searchers, train, driver, waiting, say)
+        if tested is None:
+            delivery.own(searchers, store.records)
+        else:
+            delivery.close(searchers, store.records, markdown(answers), tested, store.description()[1])
     whole = time.perf_counter() - started
     parts = {"training": train.seconds, "MLflow": delivery.seconds, "Optuna": opened.seconds - earlier}
+    parts |= {"waiting": waiting.seconds} if waiting.seconds else {}
     seconds = {"all": whole, **parts, "the rest": whole - sum(parts.values())}
     return Outcome(answers, store.folder, seconds, delivery.failure)
 
 
 def _search(
-    study: Study, searchers: list[Searcher], train: _Trainer, delivery: Delivery, started: float, say: Say
+    study: Study,
+    searchers: list[Searcher],
+    train: _Trainer,
+    delivery: Delivery,
+    waiting: Waiting,
+    started: float,
+    say: Say,
 ) -> None:
     """Ask every strategy for a batch of trials, train all of them together, tell; until the budget is spent."""
     timeout = study.table.timeout or float("inf")
     while time.perf_counter() - started < timeout:
+        waiting.take_over(searchers)
         asked = [(searcher, trial) for searcher in searchers for trial in searcher.ask()]
-        if not asked:
+        if asked:
+            _train(study, asked, train, delivery, say)
+            for searcher in searchers:
+                say(_progress(study, searcher))
+        elif all(searcher.spent for searcher in searchers):
             return
-        entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
-        runs = [study.runs(entry, study.tuning, study.tuning_seeds) for entry in entries]
-        beside = [plasticity.beside(study, entry) for entry in entries]
-        keys = [tuple(run.key for run in each) for each in runs]
-        # A setting may be asked twice in a batch: its runs are the first trial's.
-        owners: dict[tuple[str, ...], tuple[str, int]] = {}
-        for (searcher, trial), key in zip(asked, keys, strict=True):
-            owners.setdefault(key, (searcher.search.label, trial.number))
-        halving = None
-        if study.table.pruning == "halving":
-            trials = {run: owner for key, owner in owners.items() for run in key}
-            halving = Halving(study.objectives[0], trials, train.load(study.tuning))
-        records = train([run for each in [*runs, *beside] for run in each], halving)
-        for (searcher, trial), each, compared, key in zip(asked, runs, beside, keys, strict=True):
-            given_up = halving.values.get(owners[key]) if halving else None
-            if given_up:
-                seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
-                # Told first, since pruning says why; there are no runs whose ids it would want.
-                searcher.prune(trial, seeds, *given_up)
-                delivery.trial(searcher, trial, seeds, records)
-            else:
-                seeds = [_seed(study, records[run.key]) for run in each]
-                plasticity.compare(seeds, [records[run.key] for run in each], [records[run.key] for run in compared])
-                delivery.trial(searcher, trial, seeds, records)
-                searcher.tell(trial, seeds)
-        if halving:
-            say(f"pruned {len(halving.values)} of {len(asked)} trials, {halving.saved} run-epochs saved")
-        for searcher in searchers:
-            say(_progress(study, searcher))
+        else:
+            waiting.trials(searchers)
     say(f"stopped after {timeout:g} s: the trials that are there decide")
+    while waiting.trials(searchers):
+        waiting.take_over(searchers)
+
+
+def _train(
+    study: Study, asked: list[tuple[Searcher, optuna.Trial]], train: _Trainer, delivery: Delivery, say: Say
+) -> None:
+    """Train trials and tell what came of them."""
+    entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
+    runs = [study.runs(entry, study.tuning, study.tuning_seeds) for entry in entries]
+    beside = [plasticity.beside(study, entry) for entry in entries]
+    keys = [tuple(run.key for run in each) for each in runs]
+    # A setting may be asked twice in a batch: its runs are the first trial's.
+    owners: dict[tuple[str, ...], tuple[str, int]] = {}
+    for (searcher, trial), key in zip(asked, keys, strict=True):
+        owners.setdefault(key, (searcher.search.label, trial.number))
+    halving = None
+    if study.table.pruning == "halving":
+        trials = {run: owner for key, owner in owners.items() for run in key}
+        halving = Halving(study.objectives[0], trials, train.load(study.tuning))
+    records = train([run for each in [*runs, *beside] for run in each], halving)
+    for (searcher, trial), each, compared, key in zip(asked, runs, beside, keys, strict=True):
+        given_up = halving.values.get(owners[key]) if halving else None
+        counted = searcher.holds(trial)
+        if counted and given_up:
+            seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
+            # Told first, since pruning says why; there are no runs whose ids it would want.
+            if counted := searcher.prune(trial, seeds, *given_up):
+                delivery.trial(searcher, trial, seeds, records)
+        elif counted:
+            seeds = [_seed(study, records[run.key]) for run in each]
+            plasticity.compare(seeds, [records[run.key] for run in each], [records[run.key] for run in compared])
+            delivery.trial(searcher, trial, seeds, records)
+            counted = searcher.tell(trial, seeds)
+        if not counted:
+            say(f"{searcher.search.label}: trial {trial.number} was taken over meanwhile, and counts there")
+    if halving:
+        say(f"pruned {len(halving.values)} of {len(asked)} trials, {halving.saved} run-epochs saved")
 
 
 def _test(
-    study: Study, searchers: list[Searcher], train: _Trainer, say: Say
-) -> tuple[list[Answer], dict[str, list[Record]]]:
-    """The best setting of each strategy, retrained on all training images with seeds of its own; and its runs."""
+    study: Study, searchers: list[Searcher], train: _Trainer, driver: Driver, waiting: Waiting, say: Say
+) -> tuple[list[Answer], dict[str, list[Record]] | None]:
+    """The best setting of each strategy, retrained on all training images with seeds of its own.
+
+    Returns:
+        What was found, and the runs by strategy; none if another driver has them.
+    """
     chosen = {s.search.label: best for s in searchers if (best := s.best()) is not None}
     runs = {
         s.search.label: study.runs(study.entry(s.search, best.params), study.reported, study.test_seeds)
         for s in searchers
         if (best := chosen.get(s.search.label)) is not None
     }
-    say(f"testing the best setting of each strategy, seeds {', '.join(map(str, study.test_seeds))}")
-    records = train([run for each in runs.values() for run in each]) if runs else {}
+    listed = [run for each in runs.values() for run in each]
+    final = Final(searchers, digest(sorted(run.key for run in listed)), driver)
+    while (values := final.found()) is None and not final.claim():
+        waiting.evaluation(final.driver())
+    # Once it is this driver's turn, the one before may have finished.
+    if (values := values or final.found()) is None:
+        say(f"testing the best setting of each strategy, seeds {', '.join(map(str, study.test_seeds))}")
+        train(listed)
+        found = {label: [train.store.records[run.key] for run in each] for label, each in runs.items()}
+        values = {s.search.label: _values(study, found.get(s.search.label, [])) for s in searchers}
+        if any(record.status == "failed" for each in found.values() for record in each):
+            final.give_up()
+            return _answers(study, searchers, chosen, values), found
+        final.note(values)
+    final.close()
+    answers = _answers(study, searchers, chosen, values)
+    if any(run.key not in train.store.records for run in listed):
+        say("the best settings were tested by another driver, which has the tables and delivers them")
+        return answers, None
+    return answers, {label: [train.store.records[run.key] for run in each] for label, each in runs.items()}
+
+
+def _values(study: Study, records: list[Record]) -> dict[str, list[float]]:
+    """Each objective's values over the runs that ended well."""
+    well = [record.accuracy for record in records if record.status == "finished"]
+    return {name: [objectives.value(name, accuracy) for accuracy in well] for name in study.objectives}
+
+
+def _answers(
+    study: Study, searchers: list[Searcher], chosen: Mapping[str, FrozenTrial], tested: Tested
+) -> list[Answer]:
     answers, by_plasticity = [], study.protocol == plasticity.PROTOCOL
     for searcher in searchers:
         label = searcher.search.label
-        failed = sum(t.state == optuna.trial.TrialState.FAIL for t in searcher.ended)
+        failed = sum(t.state == TrialState.FAIL for t in searcher.ended)
         best = chosen.get(label)
-        finished = [records[r.key] for r in runs.get(label, []) if records[r.key].status == "finished"]
         answers.append(
             Answer(
                 label=label,
                 params=dict(best.params) if best else {},
                 trials=(len(searcher.ended), failed),
                 promised=dict(zip(study.objectives, best.values, strict=True)) if best else {},
-                tested={name: [objectives.value(name, r.accuracy) for r in finished] for name in study.objectives},
+                tested={name: list(tested[label][name]) for name in study.objectives},
                 flat=_flat(study, searcher, best),
                 protocol=study.protocol,
                 why=plasticity.verdict(study, searcher.search, best) if best and by_plasticity else "",
             )
         )
-    return answers, {label: [records[r.key] for r in each] for label, each in runs.items()}
+    return answers
 
 
 def markdown(answers: list[Answer]) -> str:
@@ -282,7 +349,8 @@ def markdown(answers: list[Answer]) -> str:
 
 
 def _seed(study: Study, record: Record) -> dict[str, Any]:
-    found = {name: objectives.value(name, record.accuracy) for name in study.objectives}
+    # All that figures show: whoever draws them may not have the runs.
+    found = {name: objectives.value(name, record.accuracy) for name in frames.measures(study)}
     finite = {name: v if np.isfinite(v) else None for name, v in found.items()}  # JSON has no NaN
     return {"seed": record.seed, "run_key": record.run_key, "status": record.status, **finite}
 
@@ -301,7 +369,7 @@ def shown(params: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
 
 
-def _flat(study: Study, searcher: Searcher, best: optuna.trial.FrozenTrial | None) -> dict[str, tuple[float, float]]:
+def _flat(study: Study, searcher: Searcher, best: FrozenTrial | None) -> dict[str, tuple[float, float]]:
     if best is None or len(study.objectives) > 1:
         return {}
     near = [t for t in searcher.complete if abs(t.values[0] - best.values[0]) <= WITHIN]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,18 +11,21 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmark.keys import generator_seed
-from studies import objectives, plasticity
+from studies import objectives, places, plasticity
+from studies.claims import Claims
+from studies.drivers import Driver
+from studies.places import DRIVER, REASON, SEEDS
 from studies.ranges import Search
 from studies.spec import Study
-from studies.storage import Storage, StudyError
+from studies.storage import Storage, StudyError, patient
 
-ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
-DESCRIPTION, SEEDS, REASON = "description", "seeds", "reason"
+DESCRIPTION = "description"
 DECADES = 6  # a range that begins at 0 has no smallest decade: its grid goes down this many from its end
 
 
@@ -32,21 +36,32 @@ class Searcher:
         study: what the file says.
         search: the strategy and its ranges.
         storage: see `Storage.of`.
-        resume: continue a study of that name.
+        resume: continue a study of that name, or join the drivers that are at work on it.
         suffix: told apart from an older study of the same name by this.
+        driver: who asks; None: one that nobody waits for.
 
     Raises:
         StudyError: there is one of that name already, or it searches something else, or the storage cannot be used.
     """
 
     def __init__(
-        self, study: Study, search: Search, storage: str | BaseStorage | Storage, *, resume: bool, suffix: str = ""
+        self,
+        study: Study,
+        search: Search,
+        storage: str | BaseStorage | Storage,
+        *,
+        resume: bool,
+        suffix: str = "",
+        driver: Driver | None = None,
     ) -> None:
         self.study, self.search, self._name = study, search, f"{study.name}{suffix}/{search.label}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.storage = Storage.of(storage)
         if self._name in self.storage.names() and not resume:
-            raise StudyError(f"there is a study {self._name!r}: --resume continues it, --new starts another")
+            raise StudyError(
+                f"there is a study {self._name!r}: --resume continues it, or joins those at work on it; "
+                "--new starts another"
+            )
         with self.storage.explained():
             self.optuna = optuna.create_study(
                 storage=self.storage.optuna,
@@ -55,11 +70,12 @@ class Searcher:
                 directions=[objectives.direction(name) for name in study.objectives],
             )
             self._described()
-            self._orphans()
-            if not self.ended:
-                # A command may have been killed half way through this; and few choices make a grid that repeats itself.
-                for params in self._planned():
-                    self.optuna.enqueue_trial(params, skip_if_exists=True)
+            self._claims = Claims(self.optuna, self.storage, driver or Driver.here())
+            self._news: list[str] = []
+            self._news = self.take_over()
+            self._settings = self._planned()
+            # From the start, so that drivers which come at the same time share them.
+            self._queue([place for place in self._free() if place < len(self._settings)])
 
     def describe(self) -> str:
         """What is searched, in words."""
@@ -72,45 +88,95 @@ class Searcher:
         """Settings to be asked before the sampler is."""
         if self.study.protocol == plasticity.PROTOCOL:
             return [{"lam": lam} for lam in plasticity.ladder(self.study, self.search)]
-        return grid(self.search, min(self.study.table.batch, self.study.trials))
+        points = grid(self.search, min(self.study.table.batch, self.study.trials))
+        return [point for i, point in enumerate(points) if point not in points[:i]]  # few choices repeat themselves
 
     @property
+    @patient
     def ended(self) -> list[FrozenTrial]:
-        """Trials that count: all that ended, but for those a killed command left behind, which have no seeds."""
-        with self.storage.explained():
-            return [t for t in self.optuna.get_trials(deepcopy=False, states=ENDED) if SEEDS in t.user_attrs]
+        """Trials that count: all that ended, but for those that a driver left behind."""
+        return [trial for trial in self._claims.trials() if places.counts(trial)]
 
     @property
     def complete(self) -> list[FrozenTrial]:
         """Trials with a value."""
         return [t for t in self.ended if t.state == TrialState.COMPLETE]
 
+    @patient
     def ask(self) -> list[optuna.Trial]:
-        """The next batch, empty when the budget is spent."""
-        with self.storage.explained():
-            known = len(self.ended)
-            # What is asked follows from what was told, not from how often the command was begun.
-            self.optuna.sampler = self._sampler(generator_seed(self.study.table.seed, "sampler", known) % 2**32)
-            # A batch cut short is made whole first, for the same reason.
-            asked = min(self.study.trials - known, self.study.table.batch - known % self.study.table.batch)
-            return [self.optuna.ask(self.search.space) for _ in range(asked)]
+        """The next batch; empty when nothing is left to ask: others train the rest of the budget, or it is spent."""
+        self._claims.put_back()
+        while free := self._free():
+            self._queue(free)
+            valid = range(self.study.trials)
+            if asked := self._claims.take(len(free), valid, self.search.space, self._seeded):
+                return asked
+        return []
 
-    def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> None:
+    @property
+    @patient
+    def spent(self) -> bool:
+        """Whether all of the budget has ended."""
+        return places.spent(self._claims.trials(), self.study.trials)
+
+    @patient
+    def others(self) -> list[FrozenTrial]:
+        """Trials of the budget that other drivers are at."""
+        held = places.holders(self._claims.trials())
+        filling = {held[place].number for place in range(self.study.trials) if place in held}
+        return [trial for trial in self._claims.others() if trial.number in filling]
+
+    @patient
+    def take_over(self) -> list[str]:
+        """Free the places of drivers that are gone; their settings are asked again, unless all of a trial is known.
+
+        Returns:
+            A line for each such driver; the first time, with those that were gone when this one came.
+        """
+        lost: dict[str, list[str]] = {}
+        for trial in self._claims.take_over(self._ended_for):
+            owner = str(Driver.of(trial.user_attrs.get(DRIVER, {})))
+            lost.setdefault(owner, []).append(str(trial.number))
+        label = self.search.label
+        said, self._news = self._news, []
+        return said + [f"{label}: {owner} is gone, took over trials {', '.join(t)}" for owner, t in lost.items()]
+
+    @patient
+    def holds(self, trial: optuna.Trial) -> bool:
+        """Whether a trial is still this driver's: one that was silent for too long is taken for gone.
+
+        Args:
+            trial: from `ask`.
+        """
+        return self._claims.holds(trial)
+
+    @patient
+    def note(self, trial: optuna.Trial, name: str, value: Any) -> None:
+        """Set a user attribute of a trial, unless it has been taken over.
+
+        Args:
+            trial: from `ask`.
+            name: of the attribute.
+            value: JSON.
+        """
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(name, value)
+
+    def tell(self, trial: optuna.Trial, seeds: list[dict[str, Any]]) -> bool:
         """End a trial.
 
         Args:
             trial: from `ask`.
             seeds: of each tuning seed, in order: `seed`, `run_key`, `status`, and each objective's value; by the
                 protocol `plasticity-first` also what `plasticity.kept` wants to know.
-        """
-        why, told = reason(seeds), self._told(seeds)
-        with self.storage.explained():
-            if why:
-                trial.set_user_attr(REASON, why)
-            trial.set_user_attr(SEEDS, seeds)
-            self.optuna.tell(trial.number, **told)
 
-    def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], task: int, value: float) -> None:
+        Returns:
+            Whether it counts: it does not where it was taken over.
+        """
+        return self._end(trial, seeds, reason(seeds), **self._told(seeds))
+
+    @patient
+    def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], task: int, value: float) -> bool:
         """End a trial that was given up.
 
         Args:
@@ -118,12 +184,44 @@ class Searcher:
             seeds: of each tuning seed: `seed`, `run_key`, `status`.
             task: after which it was given up.
             value: of the objective over the tasks so far.
+
+        Returns:
+            Whether it counts, as `tell` does.
         """
-        with self.storage.explained():
+        with contextlib.suppress(UpdateFinishedTrialError):
             trial.report(value, task)
-            trial.set_user_attr(REASON, f"pruned after task {task}")
-            trial.set_user_attr(SEEDS, seeds)
-            self.optuna.tell(trial, state=TrialState.PRUNED)
+        return self._end(trial, seeds, f"pruned after task {task}", state=TrialState.PRUNED)
+
+    @patient
+    def _end(self, /, trial: optuna.Trial, seeds: list[dict[str, Any]], why: str, **told: Any) -> bool:
+        # The reason first: who finds seeds and no reason takes the trial for one that has a value.
+        if why:
+            self.note(trial, REASON, why)
+        self.note(trial, SEEDS, seeds)
+        return self._claims.end(trial.number, **told)
+
+    def _ended_for(self, left: FrozenTrial) -> None:
+        """End a trial whose driver is gone: as it would have been, if all is known."""
+        seeds: list[dict[str, Any]] = left.user_attrs.get(SEEDS, [])
+        if why := reason(seeds):
+            self.storage.optuna.set_trial_user_attr(left._trial_id, REASON, why)
+        if not seeds:
+            self._claims.end(left.number, state=TrialState.FAIL)
+        elif left.intermediate_values:
+            self._claims.end(left.number, state=TrialState.PRUNED)
+        else:
+            self._claims.end(left.number, **self._told(seeds))
+
+    def _free(self) -> list[int]:
+        return places.free(self._claims.trials(), self.study.trials, self.study.table.batch)
+
+    def _queue(self, free: list[int]) -> None:
+        trials, planned = self._claims.trials(), dict(enumerate(self._settings))
+        self._claims.queue((place, places.setting(trials, place) or planned.get(place, {})) for place in free)
+
+    def _seeded(self, place: int) -> BaseSampler:
+        # What is asked follows from what was told, not from how often the command was begun.
+        return self._sampler(generator_seed(self.study.table.seed, "sampler", place) % 2**32)
 
     def _told(self, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         """What Optuna is told of a trial: values, or that it failed."""
@@ -164,8 +262,10 @@ class Searcher:
             StudyError: with what differs.
         """
         mine = json.loads(json.dumps(self.study.description(self.search)))
+        # In this order: a driver that has just made the study describes it before it queues trials.
+        trials = self.optuna.get_trials(deepcopy=False)
         there = self.optuna.user_attrs.get(DESCRIPTION)
-        if there is None and self.optuna.get_trials(deepcopy=False):
+        if there is None and trials:
             raise StudyError(f"the study {self._name!r} is not one of forgetbench's; --new starts one of its own")
         if there is None:
             self.optuna.set_user_attr(DESCRIPTION, mine)
@@ -178,18 +278,6 @@ class Searcher:
             raise StudyError(
                 f"the study {self._name!r} is another one; --new starts one of its own:\n  " + "\n  ".join(differs)
             )
-
-    def _orphans(self) -> None:
-        """Trials a killed command left running are failed and their settings asked again, or ended if all is known."""
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if SEEDS in trial.user_attrs and trial.intermediate_values:
-                self.optuna.tell(trial.number, state=TrialState.PRUNED)
-            elif SEEDS in trial.user_attrs:
-                self.optuna.tell(trial.number, **self._told(trial.user_attrs[SEEDS]))
-            else:
-                self.optuna.tell(trial.number, state=TrialState.FAIL)
-                # One killed while it was being asked has not all of its parameters yet.
-                self.optuna.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
 
 def reason(seeds: Sequence[Mapping[str, Any]]) -> str:

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import optuna
+from optuna import Study
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from benchmark.databases import prepared
 from benchmark.server import redacted
+from studies import databases
+from studies.pulse import Pulse
 
+T = TypeVar("T")
+P = ParamSpec("P")
+S = TypeVar("S", bound="Stored")
 JOURNALS = (".journal", ".log")
 """What the name of a journal file ends with."""
+HEARTBEAT, GRACE = 20, 120
+"""Seconds between the heartbeats of a trial in a database, and after how many without one its driver counts as gone."""
 
 
 class StudyError(Exception):
     """A study that cannot be opened or continued."""
+
+
+class Stored(Protocol):
+    """What is kept in a storage."""
+
+    storage: Storage
 
 
 @dataclass
@@ -32,12 +48,19 @@ class Storage:
         name: what messages call it, without secrets.
         optuna: the storage itself.
         seconds: spent in calls to Optuna.
+        say: takes one line for each thing worth knowing.
+        pulse: heartbeats of the trials in training.
     """
 
     name: str
     optuna: BaseStorage
     seconds: float = 0.0
+    say: Callable[[str], None] = lambda line: None
     _depth: int = 0
+    pulse: Pulse = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.beat, HEARTBEAT)
 
     @classmethod
     def of(cls, storage: str | BaseStorage | Storage) -> Storage:
@@ -57,7 +80,35 @@ class Storage:
         name, began = redacted(storage), time.perf_counter()
         with _explained(name):
             opened = _opened(storage)
-        return cls(name, opened, seconds=time.perf_counter() - began)
+        made = cls(name, opened, seconds=time.perf_counter() - began)
+        if isinstance(opened, RDBStorage) and not storage.startswith("sqlite"):
+            databases.wait_for(opened.engine, lambda reason: made.say(f"the Optuna storage {name!r} {reason}"))
+        return made
+
+    @property
+    def beats(self) -> bool:
+        """Whether trials have heartbeats here, by which drivers on other machines see that one is alive."""
+        return isinstance(self.optuna, RDBStorage) and self.optuna.get_heartbeat_interval() is not None
+
+    def beat(self, trial: int) -> None:
+        """Record that the driver of a trial is alive.
+
+        Args:
+            trial: its id.
+        """
+        if isinstance(self.optuna, RDBStorage) and self.beats:
+            self.optuna.record_heartbeat(trial)
+
+    def fail_stale(self, study: Study) -> None:
+        """Fail the trials whose heartbeat has stopped; nothing where there are none.
+
+        Args:
+            study: of this storage.
+        """
+        if self.beats:
+            self.pulse.beat()  # this driver may have been asleep itself, with its machine
+            with unwarned():
+                optuna.storages.fail_stale_trials(study)
 
     def names(self) -> list[str]:
         """Of the studies that are there.
@@ -65,8 +116,26 @@ class Storage:
         Raises:
             StudyError: the storage cannot be used.
         """
+        return self.patiently(lambda: optuna.get_all_study_names(self.optuna))
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """What a call to Optuna returns; it is made again if the connection breaks in the middle.
+
+        Args:
+            call: may have had its effect already, or half of it, when it is made again.
+
+        Raises:
+            StudyError: whatever went wrong.
+        """
+        until = time.monotonic() + databases.PATIENCE
         with self.explained():
-            return optuna.get_all_study_names(self.optuna)
+            while True:
+                try:
+                    return call()
+                except Exception as error:
+                    if isinstance(error, StudyError) or not databases.lost(error) or time.monotonic() > until:
+                        raise
+                    time.sleep(0.5)
 
     @contextlib.contextmanager
     def explained(self) -> Generator[None, None, None]:
@@ -79,6 +148,29 @@ class Storage:
             self._depth -= 1
             if not self._depth:  # of calls within calls the outer one counts
                 self.seconds += time.perf_counter() - began
+
+
+def patient(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """A method that calls Optuna, as `Storage.patiently` does: what has a storage may be asked again.
+
+    Args:
+        method: of what has a storage.
+    """
+
+    @functools.wraps(method)
+    def patiently(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.storage.patiently(lambda: method(self, *args, **kwargs))
+
+    return patiently
+
+
+@contextlib.contextmanager
+def unwarned() -> Generator[None, None, None]:
+    """Around uses of Optuna's heartbeat, which is experimental, and meant for `Study.optimize` alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        yield
 
 
 @contextlib.contextmanager
@@ -100,6 +192,8 @@ def _explained(name: str) -> Generator[None, None, None]:
         while cause.__cause__ is not None:  # what is raised last says least: `an exception is raised during the commit`
             cause = cause.__cause__
         reason = redacted(" ".join(str(cause).split()))[:300] or type(cause).__name__
+        if isinstance(cause, ModuleNotFoundError) and cause.name in databases.PACKAGES:
+            reason += f" ({databases.PACKAGES[cause.name]})"
         raise StudyError(f"the Optuna storage {name!r} cannot be used: {reason}; --storage names another") from error
 
 
@@ -116,15 +210,10 @@ def _opened(where: str) -> BaseStorage:
         if where.endswith(JOURNALS):
             return _journal(Path(where))
         raise ValueError("expected a URL such as sqlite:///optuna.db, or a journal file that ends in .journal or .log")
-    if where.startswith("sqlite"):
-        tables = prepared(where, _created)
-        if tables and not {"studies", "trials"} <= {*tables}:  # Optuna would add its own
-            raise ValueError(f"it is a database of something else, with tables {', '.join(tables[:3])}, ...")
-    return RDBStorage(where)
-
-
-def _created(url: str) -> None:
-    RDBStorage(url).remove_session()
+    with unwarned():
+        return databases.opened(
+            where, lambda options: RDBStorage(where, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        )
 
 
 def _journal(path: Path) -> JournalStorage:

@@ -218,7 +218,9 @@ def test_a_study_that_is_there_is_neither_continued_nor_overwritten_unasked(tmp_
     Searcher(study, study.searches[0], storage, resume=False).ask()
     with pytest.raises(StudyError) as caught:
         Searcher(study, study.searches[0], storage, resume=False)
-    assert str(caught.value) == "there is a study 'trial/ewc': --resume continues it, --new starts another"
+    assert str(caught.value) == (
+        "there is a study 'trial/ewc': --resume continues it, or joins those at work on it; --new starts another"
+    )
     (running, *_) = optuna.load_study(study_name="trial/ewc", storage=storage).trials
     assert running.state == TrialState.RUNNING  # it may be another command's, at work
 
@@ -387,6 +389,26 @@ def test_half_a_line_that_a_kill_left_in_a_journal_costs_that_line_alone(tmp_pat
     # What comes after the cut is read by the next command.
     third = opened(storage, resume=True)
     assert [t.state.name for t in third.optuna.trials[:4]] == ["FAIL"] * 4
+
+
+@pytest.mark.parametrize(
+    ("package", "url", "advice"),
+    [
+        ("psycopg", "postgresql+psycopg://me:hunter2@localhost:1/x", "pip install 'forgetbench[postgres]'"),
+        ("psycopg2", "postgresql+psycopg2://me:hunter2@localhost:1/x", "write postgresql+psycopg://"),
+    ],
+)
+def test_a_database_whose_package_is_missing_says_what_to_install(
+    package: str, url: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    def importing(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("Failed to import DB access module") from missing
+
+    monkeypatch.setattr(storages, "RDBStorage", importing)
+    said = refusal(url)
+    assert f"No module named {package!r}" in said and advice in said and "hunter2" not in said
 
 
 def test_a_password_in_what_a_driver_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,6 +280,50 @@ def test_a_trial_delivered_but_not_told_before_a_kill_is_not_there_twice(place: 
     assert len(place.runs()) == 6
 
 
+def test_what_several_drivers_deliver_is_there_once_in_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They know nothing of each other's runs until the last one looks."""
+    played = play(study(EWC))
+    (searcher,) = played.searchers
+    mine, other = (
+        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
+        for who in ("mine", "other")
+    )
+    with monkeypatch.context() as patch:  # both begin at once
+        patch.setattr(Tracker, "_overviews", lambda self: [])
+        for delivery in (mine, other):
+            delivery.trials(played.searchers, played.records)
+    assert len(place.runs("overview")) == 2
+
+    first, second, third = searcher.ask()
+    seeds = {trial.number: played.seeds(searcher, trial) for trial in (first, second, third)}
+    for trial in (first, second):
+        other.trial(searcher, trial, seeds[trial.number], played.records)
+    mine.trial(searcher, first, seeds[first.number], played.records)  # taken over when it was delivered, not told
+    with monkeypatch.context() as patch:  # the other one dies in the middle of the third
+        patch.setattr(MlflowClient, "set_terminated", lambda *args, **kwargs: None)
+        other.trial(searcher, third, seeds[third.number], played.records)
+    mine.trial(searcher, third, seeds[third.number], played.records)
+    for trial in (first, second, third):
+        searcher.tell(trial, seeds[trial.number])
+    assert len(place.runs()) == 5
+
+    close(mine, played)
+    (overview,) = place.runs("overview")
+    assert sorted(str(run.info.run_name) for run in place.runs()) == [f"ewc trial {n}" for n in range(3)]
+    assert len(place.runs("seed")) == 3 * SEEDS
+    assert {run.info.status for run in place.runs() + place.runs("seed")} == {"FINISHED"}
+    assert {r.data.tags["forgetbench.overview"] for r in place.runs() + place.runs("run")} == {overview.info.run_id}
+
+
+def test_an_experiment_that_another_driver_makes_at_the_same_moment_is_the_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, found = place.tracker(), MlflowClient.get_experiment_by_name
+    answers = [lambda client, name: None, found]
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda client, name: answers.pop(0)(client, name))
+    assert place.tracker().experiment_id == first.experiment_id
+
+
 def test_two_trials_of_one_setting_are_two(place: Place) -> None:
     played = play(study(EWC, trials=2, batch=2))
     (searcher,) = played.searchers

@@ -1,0 +1,99 @@
+"""The budget of a study as numbered places, of which each is filled by one trial that counts, whoever trains it.
+
+A driver that wants to fill a place puts a trial of it into Optuna's queue, and takes a trial out of it. Optuna sees to
+it that a trial is taken out once. Two drivers may still queue a trial of the same place at the same moment. So the one
+with the lower number has the place, and the other is given up untrained: numbers are given in order, and who sees a
+trial sees all that came before. A trial that a driver left behind is failed; its place is free again, and its setting
+tried again. A trial that failed stays so. Hence no place is filled twice, and no budget exceeded, without a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+PLACE, DRIVER, SEEDS, REASON = "place", "driver", "seeds", "reason"
+"""User attributes of a trial: what it fills, who trains it, what came of it, and why it has no value."""
+ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial ended and is one of the budget: what came of it is known.
+
+    One whose driver was taken for gone, just as it noted what came of it, failed without a reason.
+    """
+    attributes = trial.user_attrs
+    return trial.state in ENDED and SEEDS in attributes and (trial.state != TrialState.FAIL or REASON in attributes)
+
+
+def abandoned(trial: FrozenTrial) -> bool:
+    """Whether a trial ended and its place is free again."""
+    return trial.state in ENDED and not counts(trial)
+
+
+def holders(trials: Iterable[FrozenTrial]) -> dict[Any, FrozenTrial]:
+    """The trial that has each place: the first that was not abandoned; where all were, the last.
+
+    Args:
+        trials: of a study, all of them.
+    """
+    found: dict[Any, FrozenTrial] = {}
+    for trial in sorted(trials, key=lambda t: t.number):
+        place = trial.user_attrs.get(PLACE)
+        if place is not None and (place not in found or abandoned(found[place])):
+            found[place] = trial
+    return found
+
+
+def free(trials: Sequence[FrozenTrial], budget: int, batch: int) -> list[int]:
+    """The places to fill next: those that nobody fills, of the first batch that has any.
+
+    A batch cut short is made whole first, so that what a study asks does not depend on how often it was stopped.
+
+    Args:
+        trials: of a study, all of them.
+        budget: places there are.
+        batch: how many belong together.
+    """
+    held = holders(trials)
+    found = [p for p in _places(trials, budget) if p not in held or waits(held[p]) or abandoned(held[p])]
+    return [place for place in found if place // batch == found[0] // batch]
+
+
+def spent(trials: Sequence[FrozenTrial], budget: int) -> bool:
+    """Whether every place is filled by a trial that counts.
+
+    Args:
+        trials: of a study, all of them.
+        budget: places there are.
+    """
+    held = holders(trials)
+    return all(place in held and counts(held[place]) for place in _places(trials, budget))
+
+
+def _places(trials: Iterable[FrozenTrial], budget: int) -> range:
+    older = sum(PLACE not in trial.user_attrs and counts(trial) for trial in trials)  # of a version without places
+    return range(older, budget)
+
+
+def waits(trial: FrozenTrial) -> bool:
+    """Whether a trial is queued, and nobody has taken it yet."""
+    return trial.state == TrialState.WAITING
+
+
+def setting(trials: Iterable[FrozenTrial], place: Any) -> dict[str, Any]:
+    """What was tried at a place first, as far as it is known; empty if nothing was.
+
+    Args:
+        trials: of a study, in order.
+        place: whose trials.
+    """
+    tried = (asked_for(trial) for trial in trials if trial.user_attrs.get(PLACE) == place)
+    return next((params for params in tried if params), {})
+
+
+def asked_for(trial: FrozenTrial) -> dict[str, Any]:
+    """Hyperparameters of a trial: one that was killed while it was being asked has not all of them as its own."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
