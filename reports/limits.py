@@ -118,7 +118,7 @@ def _trunk(runs: pd.DataFrame) -> str:
 
 
 def _unread(runs: pd.DataFrame, accuracy: pd.DataFrame) -> str:
-    absent = int((~compare.finished(runs)["run_id"].isin(accuracy["run_id"])).sum())
+    absent = int((~compare.finished(runs)["run_id"].isin(accuracy["run_id"].unique())).sum())
     return (
         f"The accuracy matrices of {absent} runs could not be read; tables by task and curves leave them out."
         if absent
