@@ -15,6 +15,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.collection import uncollected
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -24,7 +26,7 @@ KIND, KEY, STATUS, REASON, OVERVIEW, OWNER, WHAT, LAM = (
     f"forgetbench.{name}" for name in ("kind", "run_key", "status", "reason", "overview", "owner", "what", "lam")
 )
 PARENT = "mlflow.parentRunId"
-PAGE = 1000  # runs a search request
+PAGE = 200  # runs a search request; a busy server may take a second for as many, and has `TIMEOUT` for it
 
 
 class TrackingError(Exception):
@@ -57,6 +59,8 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # It would print the address of every run, with the password in it.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # A report reads a file a run.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with explained(uri), quiet():
@@ -79,7 +83,8 @@ def search(mlflow: MlflowClient, experiments: list[str], filter_string: str) -> 
     """
     token: str | None = None
     while token != "":
-        page = mlflow.search_runs(experiments, filter_string, max_results=PAGE, page_token=token)
+        with uncollected():
+            page = mlflow.search_runs(experiments, filter_string, max_results=PAGE, page_token=token)
         yield from page
         token = page.token or ""
 
