@@ -1,4 +1,4 @@
-"""Reaching an MLflow server or database, what our runs are tagged with there, and what to say when it fails."""
+"""Reaching an MLflow server or database, what our runs are known by there, and what to say when it fails."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ KIND, KEY, STATUS, REASON, OVERVIEW, OWNER, WHAT, LAM = (
     f"forgetbench.{name}" for name in ("kind", "run_key", "status", "reason", "overview", "owner", "what", "lam")
 )
 PARENT = "mlflow.parentRunId"
+MATRIX = "accuracy_matrix.json"  # an artifact of each run
 PAGE = 200  # runs a search request; a busy server may take a second for as many, and has `TIMEOUT` for it
 
 

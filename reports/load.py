@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.server import KEY, KIND, LAM, OVERVIEW, STATUS, WHAT, client, explained, quiet, redacted, search
+from benchmark.server import KEY, KIND, LAM, MATRIX, OVERVIEW, STATUS, WHAT, client, explained, quiet, redacted, search
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 COLUMNS = ("run_id", "run_key", "experiment", "overview", "strategy", "seed", "status", "phase", "what", "lam_means")
 CELLS = ("run_id", "run_key", "strategy", "seed", "after_task", "task", "accuracy")
 TRIALS = ("trials", "seeds", "search_space", "importance")
-MATRIX = "accuracy_matrix.json"
 READERS = 16  # files asked for at a time, where they come from a server
 IDS = 200  # runs named in a search request
 
