@@ -27,6 +27,8 @@ KIND, KEY, STATUS, REASON, OVERVIEW, OWNER, WHAT, LAM = (
 )
 PARENT = "mlflow.parentRunId"
 MATRIX = "accuracy_matrix.json"  # an artifact of each run
+# Who a URL is for: up to the last @ before a slash; after `user:`, slashes too, which a database's URL may have there.
+USER = re.compile(r"//(?:[^/]*|[^/:\[\s]*:(?!\d*/)\S*)@")
 PAGE = 200  # runs a search request; a busy server may take a second for as many, and has `TIMEOUT` for it
 
 
@@ -36,7 +38,7 @@ class TrackingError(Exception):
 
 def redacted(uri: str) -> str:
     """A tracking URI without user name and password, fit for messages and tags."""
-    hidden = re.sub(r"//[^/]*@", "//***@", uri)
+    hidden = USER.sub("//***@", uri)
     return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
 
 
@@ -44,7 +46,9 @@ def typed() -> str:
     """The command as it was typed, fit for publication."""
     program = Path(sys.argv[0]).name
     # `python -m benchmark.cli` is the same program.
-    return redacted(shlex.join(["forgetbench" if program == "cli.py" else program, *sys.argv[1:]]))
+    words = ["forgetbench" if program == "cli.py" else program, *sys.argv[1:]]
+    # Each by itself: a password may have spaces, but does not reach from one argument into the next.
+    return " ".join(redacted(shlex.quote(word)) for word in words)
 
 
 def client(uri: str) -> MlflowClient:
@@ -136,7 +140,7 @@ def _reachable(uri: str) -> None:
     """
     if not uri.startswith(("http://", "https://")):
         return
-    address = re.sub(r"//[^/]*@", "//", uri).rstrip("/") + "/health"
+    address = USER.sub("//", uri).rstrip("/") + "/health"
     try:
         urllib.request.urlopen(address, timeout=TIMEOUT).close()
     except urllib.error.HTTPError as error:
