@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import gc
 import io
 import json
 import operator
@@ -18,7 +17,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from benchmark import metrics
+from benchmark.collection import uncollected
 from benchmark.runs import Result, Run
 
 METRICS = (
@@ -146,7 +146,7 @@ class Store:
             self._lock.acquire()
             owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             self._owner.write_text(json.dumps(owner), encoding="utf-8")
-            with _uncollected():
+            with uncollected():
                 self.records = self._load()
         except Timeout:
             raise ResultsError(
@@ -404,18 +404,6 @@ def _read(path: Path) -> _Table:
         raise ResultsError(f"{path} is damaged ({error}); move it away, and its runs train again") from None
     rows = [row for row in listed if len(row) == len(columns)] if "run_key" in columns else []
     return _Table(columns, rows, text.endswith("\n") and len(rows) == len(listed))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Generator[None, None, None]:
-    """Without garbage collection, which would look again and again at each of many rows: a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _ordered(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reaching an MLflow server or database, what our runs are tagged with there, and what to say when it fails."""
+"""Reaching an MLflow server or database, what our runs are known by there, and what to say when it fails."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.collection import uncollected
 from benchmark.databases import prepared
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ KIND, KEY, STATUS, REASON, OVERVIEW, OWNER, WHAT, LAM = (
     f"forgetbench.{name}" for name in ("kind", "run_key", "status", "reason", "overview", "owner", "what", "lam")
 )
 PARENT = "mlflow.parentRunId"
-PAGE = 1000  # runs a search request
+MATRIX = "accuracy_matrix.json"  # an artifact of each run
+# Who a URL is for: up to the last @ before a slash; after `user:`, slashes too, which a database's URL may have there.
+USER = re.compile(r"//(?:[^/]*|[^/:\[\s]*:(?!\d*/)\S*)@")
+PAGE = 200  # runs a search request; a busy server may take a second for as many, and has `TIMEOUT` for it
 
 
 class TrackingError(Exception):
@@ -35,7 +39,7 @@ class TrackingError(Exception):
 
 def redacted(uri: str) -> str:
     """A tracking URI without user name and password, fit for messages and tags."""
-    hidden = re.sub(r"//[^/]*@", "//***@", uri)
+    hidden = USER.sub("//***@", uri)
     return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
 
 
@@ -43,7 +47,9 @@ def typed() -> str:
     """The command as it was typed, fit for publication."""
     program = Path(sys.argv[0]).name
     # `python -m benchmark.cli` is the same program.
-    return redacted(shlex.join(["forgetbench" if program == "cli.py" else program, *sys.argv[1:]]))
+    words = ["forgetbench" if program == "cli.py" else program, *sys.argv[1:]]
+    # Each by itself: a password may have spaces, but does not reach from one argument into the next.
+    return " ".join(redacted(shlex.quote(word)) for word in words)
 
 
 def client(uri: str) -> MlflowClient:
@@ -59,6 +65,8 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # It would print the address of every run, with the password in it.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # A report reads a file a run.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with explained(uri), quiet():
@@ -91,7 +99,8 @@ def search(mlflow: MlflowClient, experiments: list[str], filter_string: str) -> 
     """
     token: str | None = None
     while token != "":
-        page = mlflow.search_runs(experiments, filter_string, max_results=PAGE, page_token=token)
+        with uncollected():
+            page = mlflow.search_runs(experiments, filter_string, max_results=PAGE, page_token=token)
         yield from page
         token = page.token or ""
 
@@ -144,7 +153,7 @@ def _reachable(uri: str) -> None:
     """
     if not uri.startswith(("http://", "https://")):
         return
-    address = re.sub(r"//[^/]*@", "//", uri).rstrip("/") + "/health"
+    address = USER.sub("//", uri).rstrip("/") + "/health"
     try:
         urllib.request.urlopen(address, timeout=TIMEOUT).close()
     except urllib.error.HTTPError as error:

@@ -26,6 +26,7 @@ from benchmark.server import (
     KEY,
     KIND,
     LAM,
+    MATRIX,
     OVERVIEW,
     OWNER,
     PARENT,
@@ -394,7 +395,7 @@ class Tracker:
                 "columns": "task 1..T",
                 "accuracy": _listed(r.accuracy),
             }
-            self._client.log_dict(run_id, matrix, "accuracy_matrix.json")
+            self._client.log_dict(run_id, matrix, MATRIX)
         ended = started_ms + int(float(r.facts["train_seconds"]) * 1000)  # the run's own share of its stack
         self._client.set_terminated(run_id, STATUSES.get(r.status, "FAILED"), ended)
         return run_id

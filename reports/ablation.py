@@ -76,10 +76,11 @@ def _batchnorm(runs: pd.DataFrame, spoken: Mapping[str, str], chosen_on_test: bo
 def _shares(runs: pd.DataFrame, cells: dict[tuple[str, str], str], spoken: Mapping[str, str]) -> list[str]:
     """The whole gain of frozen EWC over updating fine-tuning, as freezing's part and EWC's."""
     naive, frozen, ewc = cells["naive", UPDATE], cells["naive", FREEZE], cells["ewc", FREEZE]
-    freezing = compare.pair(runs, frozen, naive, "average_accuracy")
+    seeds = compare.by_seed(runs, "average_accuracy")
+    freezing = compare.pair(seeds, frozen, naive)
     found = [f"Freezing BatchNorm's statistics alone changes fine-tuning's average accuracy by {_told(freezing)}."]
     if ewc:
-        whole, own = (compare.pair(runs, ewc, other, "average_accuracy") for other in (naive, frozen))
+        whole, own = (compare.pair(seeds, ewc, other) for other in (naive, frozen))
         found.append(
             f"{spoken[ewc]}, with frozen statistics, differs from fine-tuning with updating ones by {_told(whole)}, "
             f"and from fine-tuning with frozen ones by {_told(own)}: that part is EWC's."

@@ -119,18 +119,25 @@ def _alike(runs: pd.DataFrame, label: str) -> int:
     return sum(bool((others[name].mode(dropna=False) == own[name].iloc[0]).any()) for name in fields)
 
 
-def pair(runs: pd.DataFrame, label: str, reference: str, metric: str) -> statistics.Paired:
-    """One strategy less the reference, on the seeds that both finished.
+def by_seed(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A row a seed and a column a strategy, of the runs that finished: what paired differences are taken of.
 
     Args:
         runs: of one recipe.
-        label: of the strategy.
-        reference: label of the strategy compared with.
         metric: column of `runs`.
     """
-    own = finished(runs)
-    own = own[own["strategy"].isin([label, reference])]
-    both = own.pivot(index="seed", columns="strategy", values=metric).reindex(columns=[label, reference]).dropna()
+    return finished(runs).pivot(index="seed", columns="strategy", values=metric)
+
+
+def pair(seeds: pd.DataFrame, label: str, reference: str) -> statistics.Paired:
+    """One strategy less the reference, on the seeds that both finished.
+
+    Args:
+        seeds: of `by_seed`.
+        label: of the strategy.
+        reference: label of the strategy compared with.
+    """
+    both = seeds.reindex(columns=[label, reference]).dropna()
     return statistics.paired(both[label], both[reference])
 
 
@@ -148,8 +155,8 @@ def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tup
         given, `smallest_p_holm` that times the number of comparisons.
     """
     found = [
-        {"strategy": label, "metric": metric, **asdict(pair(runs, label, reference, metric))}
-        for metric in metrics
+        {"strategy": label, "metric": metric, **asdict(pair(seeds, label, reference))}
+        for metric, seeds in ((metric, by_seed(runs, metric)) for metric in metrics)
         for label in dict.fromkeys(runs["strategy"])
         if label != reference
     ]

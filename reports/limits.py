@@ -11,7 +11,9 @@ from reports.density import Density
 from reports.load import Overview
 from reports.numbers import p_value
 
-FEW = 5  # seeds below which no paired test can decide even one comparison is 6; below this, intervals are wide too
+# Seeds. With fewer an interval leans on the normality of its values, which is said of a strategy alone; where several
+# are compared, that the paired test cannot decide, as it cannot below six, is said instead.
+FEW = 5
 SWEEP = 2  # values of λ from which the best of a table is a choice
 
 
@@ -118,7 +120,7 @@ def _trunk(runs: pd.DataFrame) -> str:
 
 
 def _unread(runs: pd.DataFrame, accuracy: pd.DataFrame) -> str:
-    absent = int((~compare.finished(runs)["run_id"].isin(accuracy["run_id"])).sum())
+    absent = int((~compare.finished(runs)["run_id"].isin(accuracy["run_id"].unique())).sum())
     return (
         f"The accuracy matrices of {absent} runs could not be read; tables by task and curves leave them out."
         if absent

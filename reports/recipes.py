@@ -105,7 +105,8 @@ def recipe(runs: pd.DataFrame) -> dict[str, str]:
 
 def _unlabelled(runs: pd.DataFrame, name: str) -> pd.Series:
     """A field of the runs whose label does not tell it."""
-    return runs.loc[[name not in names.parse(label)[1] for label in runs["strategy"]], name]
+    told = {label for label in runs["strategy"].unique() if name in names.parse(label)[1]}
+    return runs.loc[~runs["strategy"].isin(told), name]
 
 
 def _one_setting_a_label(runs: pd.DataFrame) -> None:

@@ -29,6 +29,7 @@ TOLERANCE = 1e-12
 EXACT_UP_TO = 20  # differences: 2^19 sums, some milliseconds
 DRAWS = 99_999  # random sign flips above that; the standard error of a p of 0.05 is then 0.0007
 KEY = 1935  # of the generator that draws them
+TOGETHER = 12  # differences whose signs are drawn as one: their 4 096 sums stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -209,12 +210,19 @@ def _sign_flips(differences: Array, resolution: float) -> tuple[float, float, bo
         return 1.0, 1.0, True
     least = abs(d.sum()) - m * resolution
     if m <= EXACT_UP_TO:
-        sums = d[:1]  # all signs turned give the same |sum|, so the first may stay as it is
-        for value in d[1:]:
-            sums = np.concatenate([sums + value, sums - value])
+        sums = _signed_sums(d[1:], d[0])  # all signs turned give the same |sum|, so the first may stay as it is
         return float(np.mean(np.abs(sums) >= least)), 2.0 ** (1 - m), True
     draw = np.random.default_rng((KEY, m))
-    sums = np.full(DRAWS, d.sum())
-    for value in d:
-        sums -= 2 * value * draw.integers(0, 2, DRAWS)
+    sums = np.zeros(DRAWS)
+    for start in range(0, m, TOGETHER):
+        every = _signed_sums(d[start : start + TOGETHER])
+        sums += every[draw.integers(len(every), size=DRAWS, dtype=np.uint16)]
     return float((1 + np.sum(np.abs(sums) >= least)) / (1 + DRAWS)), 1 / (1 + DRAWS), False
+
+
+def _signed_sums(d: Array, start: float = 0.0) -> Array:
+    """Σ s_i d_i + start for every s ∈ {-1, 1}^m, shape (2^m,)."""
+    sums = np.array([start])
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums

@@ -19,7 +19,6 @@ from matplotlib.ticker import MaxNLocator
 from reports import measures, names
 from reports.figures import labels
 from reports.figures.drawn import Drawn
-from reports.figures.labels import LOST
 from reports.figures.plane import AXES
 from reports.figures.style import COLUMN, STYLE, Cast, Look, figure, panel, panels
 
@@ -277,8 +276,7 @@ def _height(header: dict[str, Any]) -> float:
 
 def _lost(frame: pd.DataFrame | None) -> list[str]:
     """Signs of what has no value, of those there are."""
-    signs = {"diverged": "×", "pruned": "|"}
-    return [f"{signs[s]} {s}" for s in LOST if frame is not None and (frame["state"] == s).any()]
+    return [] if frame is None else [f"{sign} {state}" for state, sign in labels.signs(frame["state"]).items()]
 
 
 def _fate(frame: pd.DataFrame) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from reports import compare, names
+from reports.figures.labels import LOST
 from reports.load import Overview
 from reports.measures import LOWER_IS_BETTER
 from reports.numbers import NONE, percent, points
@@ -74,7 +75,7 @@ def _row(label: str, trials: pd.DataFrame, objective: str, searched: list[str], 
     row: dict[str, Any] = {
         "strategy": label,
         "trials": len(trials),
-        **{state: int((trials["state"] == state).sum()) for state in ("complete", "diverged", "pruned")},
+        **{state: int((trials["state"] == state).sum()) for state in ("complete", *LOST)},
         "seconds": float(trials["seconds"].sum()),
     }
     best = complete[complete["best"].astype(bool)]
@@ -102,7 +103,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     def value(name: str) -> float:
         return float(row.get(name, float("nan")))
 
-    lost = [f"{row[state]} {state}" for state in ("diverged", "pruned") if row[state]]
+    lost = [f"{row[state]} {state}" for state in LOST if row[state]]
     flat = NONE
     if "lam_near_low" in row:
         flat = " to ".join(dict.fromkeys(names.number(f"{value(f'lam_near_{end}'):.3g}") for end in ("low", "high")))

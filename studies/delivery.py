@@ -294,6 +294,6 @@ def _budget(study: Study, searchers: Sequence[Searcher]) -> str:
     spent = []
     for searcher in searchers:
         states = [frames.state(trial.user_attrs[SEEDS]) for trial in searcher.ended]
-        lost = [f", {states.count(state)} {state}" for state in ("diverged", "pruned") if state in states]
+        lost = [f", {states.count(state)} {state}" for state in frames.LOST if state in states]
         spent.append(f"`{searcher.search.label}` {len(states)} trials{''.join(lost)}")
     return f"Protocol {study.describe()}.\n\nSpent: {'; '.join(spent)}."

@@ -18,6 +18,8 @@ from studies.places import REASON, SEEDS
 from studies.search import Searcher
 from studies.spec import Study
 
+LOST = ("failed", "diverged", "pruned")
+"""States of a trial without a value, the gravest first."""
 FEW = 10  # trials that importance says nothing about
 TOP = 5  # trials that at least count as good, where a tenth of all are fewer
 
@@ -105,9 +107,9 @@ def plasticity_kept(study: Study, told: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def state(told: Sequence[Mapping[str, Any]]) -> str:
-    """What became of a trial, from its seeds: `complete`, `failed`, `diverged` or `pruned`."""
+    """What became of a trial, from its seeds: `complete`, or the first of `LOST` that is among them."""
     there = {seed["status"] for seed in told}
-    return next((status for status in ("failed", "diverged", "pruned") if status in there), "complete")
+    return next((status for status in LOST if status in there), "complete")
 
 
 def means(study: Study, told: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> dict[str, float]:

@@ -44,8 +44,8 @@ def matrix(lam: float, seed: int) -> np.ndarray:
 
 def record(key: str, label: str, seed: int, lam: float, status: str = "finished") -> Record:
     a = matrix(lam, seed)
-    if status == "diverged":
-        a[2:] = np.nan
+    if status != "finished":
+        a[2 if status == "diverged" else 0 :] = np.nan
     return Record(
         run_key=key,
         strategy=f"{label} as its run calls it",
@@ -72,12 +72,18 @@ class Played:
     searchers: list[Searcher]
     records: dict[str, Record] = field(default_factory=dict)
 
-    def batch(self, delivery: Delivery | None = None, diverges: Lost | None = None, prunes: Iterable[int] = ()) -> int:
+    def batch(
+        self,
+        delivery: Delivery | None = None,
+        diverges: Lost | None = None,
+        prunes: Iterable[int] = (),
+        fails: Lost | None = None,
+    ) -> int:
         """Ask, make up what came of it, deliver and tell; how many trials there were."""
         asked = [(searcher, trial) for searcher in self.searchers for trial in searcher.ask()]
         for searcher, trial in asked:
             pruned = trial.number in set(prunes)
-            seeds = self.seeds(searcher, trial, diverges, pruned=pruned)
+            seeds = self.seeds(searcher, trial, diverges, fails, pruned=pruned)
             if delivery:
                 delivery.trial(searcher, trial, seeds, self.records)
             if pruned:
@@ -88,13 +94,25 @@ class Played:
             delivery.trials(self.searchers, self.records)
         return len(asked)
 
-    def all(self, delivery: Delivery | None = None, diverges: Lost | None = None, prunes: Iterable[int] = ()) -> Played:
-        while self.batch(delivery, diverges, prunes):
+    def all(
+        self,
+        delivery: Delivery | None = None,
+        diverges: Lost | None = None,
+        prunes: Iterable[int] = (),
+        fails: Lost | None = None,
+    ) -> Played:
+        while self.batch(delivery, diverges, prunes, fails):
             pass
         return self
 
     def seeds(
-        self, searcher: Searcher, trial: optuna.Trial, diverges: Lost | None = None, *, pruned: bool = False
+        self,
+        searcher: Searcher,
+        trial: optuna.Trial,
+        diverges: Lost | None = None,
+        fails: Lost | None = None,
+        *,
+        pruned: bool = False,
     ) -> list[dict[str, Any]]:
         label, told = searcher.search.label, []
         for seed in self.study.tuning_seeds:
@@ -102,7 +120,10 @@ class Played:
             if pruned:
                 told.append({"seed": seed, "run_key": key, "status": "pruned"})
                 continue
-            status = "diverged" if diverges and diverges(label, trial.number, seed) else "finished"
+            lost = {"failed": fails, "diverged": diverges}
+            status = next(
+                (s for s, is_lost in lost.items() if is_lost and is_lost(label, trial.number, seed)), "finished"
+            )
             made = record(key, label, seed, trial.params["lam"], status)
             self.records[key] = made
             values = {name: objectives.value(name, made.accuracy) for name in self.study.objectives}

@@ -520,13 +520,17 @@ def test_a_logarithmic_axis_always_has_ticks(values: list[float], texts: list[st
     assert [axis.xaxis.get_major_formatter()(0, i) for i in range(len(axis.get_xticks()))] == texts
 
 
-def test_a_lambda_at_which_runs_diverged_is_marked_at_the_foot() -> None:
+def test_a_lambda_at_which_runs_diverged_or_failed_is_marked_at_the_foot() -> None:
     runs, accuracy = frames(2, 3, SMALL)
     diverge(runs, accuracy, "ewc[lam=100]", (0, 1, 2))
     diverge(runs, accuracy, "l2[lam=10]", (0,))
+    runs.loc[(runs["strategy"] == "l2[lam=1]") & (runs["seed"] == 1), "status"] = "failed"
     drawn = figures.lambda_sweep(runs)
-    assert drawn is not None and "×: a run diverged." in drawn.caption
+    assert drawn is not None and " +: a run failed. ×: a run diverged." in drawn.caption
     for axis in visible(drawn):
+        assert [
+            list(line.get_xdata()) for line in axis.lines if line.get_marker() == "+" and len(line.get_xdata())
+        ] == [[1]]
         crosses = [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "x"]
         assert crosses == [[100], [10]] and axis.patches
 

@@ -178,11 +178,13 @@ def test_without_common_seeds_there_is_no_p_to_count():
     assert found.n == 0 and math.isnan(found.p) and math.isnan(found.difference)
 
 
-def test_drawn_signs_come_to_the_exact_p(monkeypatch):
+@pytest.mark.parametrize("together", [1, 5, 12])
+def test_drawn_signs_come_to_the_exact_p(monkeypatch, together):
     rng = np.random.default_rng(4)
     examples = [rng.normal(shift, 1, 12) for shift in (0, 0.3, 0.7, 1)]
     exact = [paired(d, np.zeros(12)) for d in examples]
     monkeypatch.setattr(statistics, "EXACT_UP_TO", 11)
+    monkeypatch.setattr(statistics, "TOGETHER", together)
     drawn = [paired(d, np.zeros(12)) for d in examples]
     assert all(e.exact for e in exact) and not any(d.exact for d in drawn)
     for e, d in zip(exact, drawn, strict=True):

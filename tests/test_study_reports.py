@@ -352,20 +352,20 @@ def test_figures_of_means_say_over_how_many_seeds() -> None:
     assert one == 1
 
 
-def test_what_diverged_or_was_pruned_is_marked_at_the_foot_apart_from_values() -> None:
-    played = play(study(EWC, batch=6)).all(diverges=last_of("ewc", 1, 4), prunes=[2])
+def test_what_failed_or_diverged_or_was_pruned_is_marked_at_the_foot_apart_from_values() -> None:
+    played = play(study(EWC, batch=6)).all(diverges=last_of("ewc", 1, 4), prunes=[2], fails=last_of("ewc", 0))
     files = drawn(shown(played))
-    for name, expected in (("history", [2, 5, 3]), ("response_average_accuracy", [1, 4, 2])):
+    for name, expected in (("history", [1, 2, 5, 3]), ("response_average_accuracy", [0, 1, 4, 2])):
         (axis,) = visible(files[name])
-        at = [x for mark in "x|" for x, _ in xy(axis, mark)]
+        at = [x for mark in "+x|" for x, _ in xy(axis, mark)]
         trials = played.searchers[0].ended
         assert at == (expected if name == "history" else [trials[i].params["lam"] for i in expected])
         (foot,) = axis.patches
         low, high = axis.get_ylim()
         values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
         assert min(values) > low + foot.get_height() * (high - low)
-        assert all(y < foot.get_height() for mark in "x|" for _, y in xy(axis, mark))
-        assert "× diverged" in files[name].get_suptitle() and "| pruned" in files[name].get_suptitle()
+        assert all(y < foot.get_height() for mark in "+x|" for _, y in xy(axis, mark))
+        assert "+ failed · × diverged · | pruned" in files[name].get_suptitle()
 
 
 def test_captions_say_what_is_shown_over_how_many_seeds_on_which_images_and_what_was_lost() -> None:

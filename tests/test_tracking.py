@@ -537,7 +537,12 @@ def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Plac
         ("https://secret@host", "https://***@host"),
         ("postgresql://user:secret@host/db", "postgresql://***@host/db"),
         ("postgresql+psycopg2://user:sec@ret@host/db", "postgresql+psycopg2://***@host/db"),
+        ("http://user:sec ret@host", "http://***@host"),
+        ("http://user:sec:ret@host", "http://***@host"),
+        ("postgresql://user:sec/r@et@host/db", "postgresql://***@host/db"),
         ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
+        ("http://user:secret@host/a@b", "http://***@host/a@b"),
         ("sqlite:////home/me/out/mlflow.db", "sqlite:////home/me/out/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
     ],
@@ -557,7 +562,23 @@ def test_the_command_that_results_note_is_the_one_typed_without_its_secrets(
     assert typed() == f"{shown} run 'a b' --tracking-uri http://***@host"
 
 
-@pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret"])
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--tracking-uri", "http://host", "--x", "a@b"], "--tracking-uri http://host --x a@b"),
+        (["--tracking-uri=http://me:sec@ret@host", "a@b"], "--tracking-uri=http://***@host a@b"),
+        (["http://me:sec ret@host", "a@b"], "'http://***@host' a@b"),
+        (["http://me:it's/sec@host", "a@b"], "'http://***@host' a@b"),
+    ],
+)
+def test_what_is_hidden_of_a_command_does_not_reach_beyond_an_argument(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], shown: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["forgetbench", *arguments])
+    assert typed() == f"forgetbench {shown}"
+
+
+@pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret", "se/cret"])
 def test_the_message_about_a_server_that_is_down_keeps_the_password(
     closed_port: int, tmp_path: Path, secret: str
 ) -> None:

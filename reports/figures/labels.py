@@ -35,7 +35,7 @@ LINE = 0.125
 """Height of a line of text in inches."""
 HANDLE = {True: 0.38, False: 0.26}  # of a key's entry beside its text, with a line or a mark alone, inches
 STEP = 0.07  # of a panel's height, for a row of marks at its foot
-LOST = {"diverged": "x", "pruned": "|"}
+LOST = {"failed": "+", "diverged": "x", "pruned": "|"}
 """Marks of what has no value."""
 
 
@@ -241,6 +241,11 @@ def lost(axis: Axes, rows: pd.DataFrame, colour: Colour, place: int = 0) -> None
         x = rows.loc[rows["state"] == state, "x"]
         y = [STEP * (place + 0.6)] * len(x)
         axis.plot(x, y, mark, ms=4, mew=1, color=colour, transform=axis.get_xaxis_transform())
+
+
+def signs(states: pd.Series) -> dict[str, str]:
+    """How the marks of what has no value are written, by state, of those there are."""
+    return {state: mark.replace("x", "×") for state, mark in LOST.items() if (states == state).any()}
 
 
 def foot(axes: Sequence[Axes], states: pd.Series, places: int = 1) -> None:

@@ -47,7 +47,7 @@ def lambda_sweep(runs: pd.DataFrame, cast: Cast | None = None) -> Drawn | None:
     caption = (
         f"{' and '.join(words.partition(' (')[0] for words in metrics.values())} against λ".capitalize()
         + f", a line for strategies that differ in nothing else: {mean_over(counts, 'band')}."
-        + (" ×: a run diverged." if (frame["status"] == "diverged").any() else "")
+        + "".join(f" {sign}: a run {state}." for state, sign in labels.signs(frame["status"]).items())
     )
     return Drawn(made, caption + unfinished(own.assign(finished=own["status"] == "finished"), cast))
 
@@ -78,10 +78,8 @@ def _draw(means: dict[str, pd.DataFrame], frame: pd.DataFrame, lines: Cast) -> F
         labels.strengths(axis, frame["lam"], zero=bool((frame["lam"] == 0).any()))
         for i, family in enumerate(shown):
             curve(axis, found[found["strategy"] == family], lines.looks[family], len(shown))
-            lost = frame[(frame["strategy"] == family) & (frame["status"] == "diverged")]
-            labels.lost(
-                axis, lost.assign(x=lost["lam"], state="diverged").drop_duplicates("x"), lines.looks[family].colour, i
-            )
+            own = frame.loc[frame["strategy"] == family, ["lam", "status"]].drop_duplicates()
+            labels.lost(axis, own.set_axis(["x", "state"], axis=1), lines.looks[family].colour, i)
         axis.set_ylim(*_limits(found))
         labels.per_cent(axis, "y")
         labels.foot([axis], frame["status"], len(shown))
