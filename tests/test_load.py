@@ -184,7 +184,8 @@ def test_a_server_that_wants_a_login_says_how_to_give_one() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(
-            TrackingError, match="wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            TrackingError,
+            match="wants a login, and was given none: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         ):
             load.runs(f"http://127.0.0.1:{server.server_port}")
     finally:
