@@ -18,6 +18,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from benchmark.results import Store
 from studies import claims, databases, places, waiting
@@ -405,6 +406,51 @@ def test_trials_of_a_larger_budget_are_left_to_who_has_it(at_work: Callable[[], 
     assert few.spent
     many = searcher(storage, at_work(), trials=8, batch=8)
     assert len(many.ask()) == 4
+
+
+@pytest.mark.parametrize("breaks", ["heartbeat", "name"])
+def test_a_trial_taken_as_the_connection_broke_is_taken_again(
+    breaks: str, at_work: Callable[[], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have this driver's heartbeat for ever, and nobody to train it: the last batch would never come."""
+    storage = sqlite(tmp_path)
+    searcher(storage, at_work(), trials=4)  # queues all, under its own name
+    one = searcher(storage, at_work(), trials=4)
+    where, name = {
+        "heartbeat": (RDBStorage, "record_heartbeat"),
+        "name": (optuna.Trial, "set_user_attr"),
+    }[breaks]
+    works, calls = getattr(where, name), itertools.count()
+
+    def breaking(*args: Any) -> Any:
+        if next(calls) == 1:
+            raise DBAPIError("UPDATE", {}, Exception("gone"), connection_invalidated=True)
+        return works(*args)
+
+    monkeypatch.setattr(where, name, breaking)
+    asked = one.ask()
+    assert sorted(lams(asked)) == pytest.approx([1.0, 1e2, 1e4, 1e6]) and one.others() == []
+    assert {t.number for t in one.optuna.get_trials(states=(TrialState.RUNNING,))} == {t.number for t in asked}
+
+
+def test_a_trial_failed_as_it_was_taken_gets_no_heartbeat(
+    at_work: Callable[[], Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who queued it died a moment ago, and a third driver has just freed what it left."""
+    storage = InMemoryStorage()
+    searcher(storage, at_work(), trials=1, batch=1)
+    one = searcher(storage, at_work(), trials=1, batch=1)
+    named, freed = optuna.Trial.set_user_attr, list[int]()
+
+    def late(trial: optuna.Trial, *args: Any) -> None:
+        if not freed:
+            freed.append(trial._trial_id)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        named(trial, *args)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", late)
+    (again,) = one.ask()
+    assert freed and one.storage.pulse._held == {again._trial_id}
 
 
 # Whole studies
