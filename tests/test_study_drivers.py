@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -131,6 +132,19 @@ def test_a_driver_is_gone_when_its_process_is() -> None:
         process.kill()
         process.wait()
         assert there.gone()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_driver_that_nobody_waited_for_is_gone_all_the_same() -> None:
+    """As in a container whose first process waits for no other."""
+    from studies.drivers import _began
+
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    there = dataclasses.replace(Driver.here(), pid=process.pid, began=_began(process.pid))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert there.gone()
+    process.communicate()
 
 
 def test_a_driver_of_this_process_is_gone_when_it_has_ended() -> None:
