@@ -571,3 +571,23 @@ def test_an_evaluation_that_is_given_up_is_another_drivers(at_work: Callable[[],
     assert first.claim() and not second.claim()
     first.give_up()
     assert second.claim() and not first.claim()
+
+
+@KINDS
+def test_who_has_its_evaluation_leaves_that_of_other_runs_alone(
+    kind: Callable[[Path], str], at_work: Callable[[], Driver], tmp_path: Path
+) -> None:
+    """A driver whose time was up tested the best setting so far; meanwhile the others came to the end."""
+    askers = [searcher(kind(tmp_path), at_work(), trials=1, batch=1) for _ in range(3)]
+    early, second, third = (
+        Final([asker], runs, asker._claims._driver)
+        for asker, runs in zip(askers, ("some runs", "all runs", "all runs"), strict=True)
+    )
+    assert early.claim() and second.claim()
+    early.note({"ewc": {"average_accuracy": [0.5]}})
+    early.close()
+    assert not third.claim() and third.driver() is not None
+    second.note({"ewc": {"average_accuracy": [0.75]}})
+    second.close()
+    assert third.found() == {"ewc": {"average_accuracy": [0.75]}}
+    assert optuna.get_all_study_names(Storage.of(kind(tmp_path)).optuna) == ["trial/ewc"]
