@@ -27,6 +27,8 @@ KIND, KEY, STATUS, REASON, OVERVIEW, OWNER, WHAT, LAM = (
 )
 PARENT = "mlflow.parentRunId"
 PAGE = 1000  # runs a search request
+# SQLAlchemy takes a slash in a password, so people type it; after a port it begins a path.
+_LOGIN = re.compile(r"//(?:[^/]*|[^/:@\s]*:(?!\d+/)[^@\s]*)@")
 
 
 class TrackingError(Exception):
@@ -35,7 +37,7 @@ class TrackingError(Exception):
 
 def redacted(uri: str) -> str:
     """A tracking URI without user name and password, fit for messages and tags."""
-    hidden = re.sub(r"//[^/]*@", "//***@", uri)
+    hidden = _LOGIN.sub("//***@", uri)
     return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
 
 
@@ -144,7 +146,7 @@ def _reachable(uri: str) -> None:
     """
     if not uri.startswith(("http://", "https://")):
         return
-    address = re.sub(r"//[^/]*@", "//", uri).rstrip("/") + "/health"
+    address = _LOGIN.sub("//", uri).rstrip("/") + "/health"
     try:
         urllib.request.urlopen(address, timeout=TIMEOUT).close()
     except urllib.error.HTTPError as error:

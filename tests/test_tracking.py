@@ -537,6 +537,7 @@ def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Plac
         ("https://secret@host", "https://***@host"),
         ("postgresql://user:secret@host/db", "postgresql://***@host/db"),
         ("postgresql+psycopg2://user:sec@ret@host/db", "postgresql+psycopg2://***@host/db"),
+        ("postgresql://user:sec/ret@host/db", "postgresql://***@host/db"),
         ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("sqlite:////home/me/out/mlflow.db", "sqlite:////home/me/out/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
@@ -557,7 +558,7 @@ def test_the_command_that_results_note_is_the_one_typed_without_its_secrets(
     assert typed() == f"{shown} run 'a b' --tracking-uri http://***@host"
 
 
-@pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret"])
+@pytest.mark.parametrize("secret", ["secret", "se@cret", "se:cret", "se/cret"])
 def test_the_message_about_a_server_that_is_down_keeps_the_password(
     closed_port: int, tmp_path: Path, secret: str
 ) -> None:
