@@ -331,9 +331,8 @@ class Tracker:
                 unfinished.append(run.info.run_id)
         for run in sorted(whole, key=_failed, reverse=True):
             key, mine = run.data.tags[KEY], run.data.tags.get(OWNER) == self._owner
-            if key in found and key in gathered:
-                unfinished.append(run.info.run_id)
-                continue
+            if key in found and key in gathered:  # one that did not fail replaces one that did, as below
+                unfinished.append(found[key][0])
             # A command killed between logging a run that was tried again and deleting the one that failed left both.
             if superseded := self._failed.pop(key, ""):
                 unfinished.append(superseded)
