@@ -173,13 +173,19 @@ class Tracker:
         return len(new)
 
     def deliver_trials(
-        self, trials: Iterable[Trial], colours: Mapping[str, str] | None = None, *, whole: bool = False
+        self,
+        trials: Iterable[Trial],
+        colours: Mapping[str, str] | None = None,
+        *,
+        anew: bool = False,
+        whole: bool = False,
     ) -> dict[str, dict[str, str]]:
         """Log every trial that is not there yet, and its runs nested under it.
 
         Args:
             trials: in any order.
             colours: as for `deliver`.
+            anew: ask again what is there, since other drivers deliver too.
             whole: these are all there will be, whichever drivers delivered them. What some left unfinished, or
                 delivered although another one had, is deleted; so are overviews but the oldest of these settings.
 
@@ -191,6 +197,8 @@ class Tracker:
         """
         listed = {trial.key: trial for trial in trials}
         with explained(self.uri):
+            if anew:
+                self._there.pop("trial", None)
             if whole:
                 self._gather({*listed})
             there = self._known("trial")

@@ -335,6 +335,20 @@ def test_of_a_trial_that_failed_and_was_trained_again_elsewhere_the_result_stays
     }
 
 
+def test_who_was_asleep_does_not_deliver_again_what_others_did(place: Place) -> None:
+    """It trained the trials before they were taken over, so it has their runs."""
+    played = play(study(EWC, trials=3))
+    asleep, other = (
+        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
+        for who in ("asleep", "other")
+    )
+    asleep.trials(played.searchers, played.records)  # looks at what is there
+    played.all(other)
+    close(other, played)
+    asleep.own(played.searchers, played.records)
+    assert len(place.runs()) == 3 and place.said == []
+
+
 def test_an_experiment_that_another_driver_makes_at_the_same_moment_is_the_one(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
