@@ -174,13 +174,19 @@ class Tracker:
         return len(new)
 
     def deliver_trials(
-        self, trials: Iterable[Trial], colours: Mapping[str, str] | None = None, *, whole: bool = False
+        self,
+        trials: Iterable[Trial],
+        colours: Mapping[str, str] | None = None,
+        *,
+        anew: bool = False,
+        whole: bool = False,
     ) -> dict[str, dict[str, str]]:
         """Log every trial that is not there yet, and its runs nested under it.
 
         Args:
             trials: in any order.
             colours: as for `deliver`.
+            anew: ask again what is there, since other drivers deliver too.
             whole: these are all there will be, whichever drivers delivered them. What some left unfinished, or
                 delivered although another one had, is deleted; so are overviews but the oldest of these settings.
 
@@ -192,6 +198,8 @@ class Tracker:
         """
         listed = {trial.key: trial for trial in trials}
         with explained(self.uri):
+            if anew:
+                self._there.pop("trial", None)
             if whole:
                 self._gather({*listed})
             there = self._known("trial")
@@ -332,9 +340,8 @@ class Tracker:
                 unfinished.append(run.info.run_id)
         for run in sorted(whole, key=_failed, reverse=True):
             key, mine = run.data.tags[KEY], run.data.tags.get(OWNER) == self._owner
-            if key in found and key in gathered:
-                unfinished.append(run.info.run_id)
-                continue
+            if key in found and key in gathered:  # one that did not fail replaces one that did, as below
+                unfinished.append(found[key][0])
             # A command killed between logging a run that was tried again and deleting the one that failed left both.
             if superseded := self._failed.pop(key, ""):
                 unfinished.append(superseded)

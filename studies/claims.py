@@ -74,9 +74,8 @@ class Claims:
             trial = self._next(space or {})
             if trial is None:
                 continue
-            self._half.append(trial.number)
             place = trial.user_attrs.get(PLACE)
-            if place in valid and holders(self.trials())[place].number == trial.number:
+            if self._signed(trial) and place in valid and holders(self.trials())[place].number == trial.number:
                 taken.append(trial)
             else:
                 self.end(trial.number, state=TrialState.FAIL)  # another driver was first
@@ -93,13 +92,20 @@ class Claims:
         try:
             with unwarned():
                 trial = self._study.ask(dict(space))
-            self._mine[trial.number] = trial._trial_id
-            self._storage.pulse.hold(trial._trial_id)
-            if trial.user_attrs.get(DRIVER) != self._driver.attributes():
-                trial.set_user_attr(DRIVER, self._driver.attributes())
         except UpdateFinishedTrialError:  # who queued it is gone, and its trials have just been taken over
             return None
+        self._mine[trial.number] = trial._trial_id
+        self._half.append(trial.number)  # before the storage is called again, which may break
+        self._storage.pulse.hold(trial._trial_id)
         return trial
+
+    def _signed(self, trial: optuna.Trial) -> bool:
+        """Whether a trial says that it is this driver's: it cannot where it was freed a moment ago, as above."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if trial.user_attrs.get(DRIVER) != self._driver.attributes():
+                trial.set_user_attr(DRIVER, self._driver.attributes())
+            return True
+        return False
 
     def holds(self, trial: optuna.Trial) -> bool:
         """Whether a trial is still to be told, and was not taken over."""

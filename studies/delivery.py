@@ -111,7 +111,8 @@ class Delivery:
                 ended = searcher.ended
                 mine = [t for t in ended if all(seed["run_key"] in records for seed in t.user_attrs[SEEDS])]
                 about += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in mine]
-            tracker.deliver_trials(about, self._colours())
+            # Of what this driver trained others may have delivered some: they take over from one that is silent.
+            tracker.deliver_trials(about, self._colours(), anew=True)
 
         self._try(call, searchers)
 

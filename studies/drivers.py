@@ -84,12 +84,16 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> str:
-    """When a process was started, in a unit of the kernel's; empty where that is not known."""
+    """When a process was started, in a unit of the kernel's; empty where that is not known, and of one that ended."""
     try:
         # The name of the command, in parentheses, may contain anything.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return ""
+    # A killed process has its number until its parent asks, which in many a container nobody does.
+    return "" if state in {"Z", "X"} else rest[18]
 
 
 def _lives(pid: int) -> bool:

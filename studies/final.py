@@ -50,9 +50,7 @@ class Final:
     def claim(self) -> bool:
         """Whether it is this driver that does it: no other one is at it."""
         with self._may_vanish():
-            claims = self._joined()
-            claims.put_back()
-            claims.take_over(lambda trial: claims.end(trial.number, state=TrialState.FAIL))
+            claims = self._freed()
             there = self._there(claims)
             if there is None or places.waits(there) or places.abandoned(there):
                 claims.queue([(self._runs, {})])
@@ -91,13 +89,21 @@ class Final:
         self.give_up()
         if self._name in self.storage.names():
             with self._may_vanish():
-                optuna.delete_study(study_name=self._name, storage=self.storage.optuna)
+                if not self._freed().others():  # that evaluate another choice of runs
+                    optuna.delete_study(study_name=self._name, storage=self.storage.optuna)
 
     def _joined(self) -> Claims:
         if self._claims is None:
             study = optuna.create_study(study_name=self._name, storage=self.storage.optuna, load_if_exists=True)
             self._claims = Claims(study, self.storage, self._driver)
         return self._claims
+
+    def _freed(self) -> Claims:
+        """Without what was taken when the connection broke, and what drivers that are gone left behind."""
+        claims = self._joined()
+        claims.put_back()
+        claims.take_over(lambda trial: claims.end(trial.number, state=TrialState.FAIL))
+        return claims
 
     def _there(self, claims: Claims) -> FrozenTrial | None:
         return places.holders(claims.trials()).get(self._runs)

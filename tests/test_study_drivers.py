@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from benchmark.results import Store
 from studies import claims, databases, places, waiting
@@ -130,6 +132,19 @@ def test_a_driver_is_gone_when_its_process_is() -> None:
         process.kill()
         process.wait()
         assert there.gone()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_driver_that_nobody_waited_for_is_gone_all_the_same() -> None:
+    """As in a container whose first process waits for no other."""
+    from studies.drivers import _began
+
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    there = dataclasses.replace(Driver.here(), pid=process.pid, began=_began(process.pid))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert there.gone()
+    process.communicate()
 
 
 def test_a_driver_of_this_process_is_gone_when_it_has_ended() -> None:
@@ -407,6 +422,51 @@ def test_trials_of_a_larger_budget_are_left_to_who_has_it(at_work: Callable[[], 
     assert len(many.ask()) == 4
 
 
+@pytest.mark.parametrize("breaks", ["heartbeat", "name"])
+def test_a_trial_taken_as_the_connection_broke_is_taken_again(
+    breaks: str, at_work: Callable[[], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have this driver's heartbeat for ever, and nobody to train it: the last batch would never come."""
+    storage = sqlite(tmp_path)
+    searcher(storage, at_work(), trials=4)  # queues all, under its own name
+    one = searcher(storage, at_work(), trials=4)
+    where, name = {
+        "heartbeat": (RDBStorage, "record_heartbeat"),
+        "name": (optuna.Trial, "set_user_attr"),
+    }[breaks]
+    works, calls = getattr(where, name), itertools.count()
+
+    def breaking(*args: Any) -> Any:
+        if next(calls) == 1:
+            raise DBAPIError("UPDATE", {}, Exception("gone"), connection_invalidated=True)
+        return works(*args)
+
+    monkeypatch.setattr(where, name, breaking)
+    asked = one.ask()
+    assert sorted(lams(asked)) == pytest.approx([1.0, 1e2, 1e4, 1e6]) and one.others() == []
+    assert {t.number for t in one.optuna.get_trials(states=(TrialState.RUNNING,))} == {t.number for t in asked}
+
+
+def test_a_trial_failed_as_it_was_taken_gets_no_heartbeat(
+    at_work: Callable[[], Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who queued it died a moment ago, and a third driver has just freed what it left."""
+    storage = InMemoryStorage()
+    searcher(storage, at_work(), trials=1, batch=1)
+    one = searcher(storage, at_work(), trials=1, batch=1)
+    named, freed = optuna.Trial.set_user_attr, list[int]()
+
+    def late(trial: optuna.Trial, *args: Any) -> None:
+        if not freed:
+            freed.append(trial._trial_id)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        named(trial, *args)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", late)
+    (again,) = one.ask()
+    assert freed and one.storage.pulse._held == {again._trial_id}
+
+
 # Whole studies
 
 
@@ -511,3 +571,23 @@ def test_an_evaluation_that_is_given_up_is_another_drivers(at_work: Callable[[],
     assert first.claim() and not second.claim()
     first.give_up()
     assert second.claim() and not first.claim()
+
+
+@KINDS
+def test_who_has_its_evaluation_leaves_that_of_other_runs_alone(
+    kind: Callable[[Path], str], at_work: Callable[[], Driver], tmp_path: Path
+) -> None:
+    """A driver whose time was up tested the best setting so far; meanwhile the others came to the end."""
+    askers = [searcher(kind(tmp_path), at_work(), trials=1, batch=1) for _ in range(3)]
+    early, second, third = (
+        Final([asker], runs, asker._claims._driver)
+        for asker, runs in zip(askers, ("some runs", "all runs", "all runs"), strict=True)
+    )
+    assert early.claim() and second.claim()
+    early.note({"ewc": {"average_accuracy": [0.5]}})
+    early.close()
+    assert not third.claim() and third.driver() is not None
+    second.note({"ewc": {"average_accuracy": [0.75]}})
+    second.close()
+    assert third.found() == {"ewc": {"average_accuracy": [0.75]}}
+    assert optuna.get_all_study_names(Storage.of(kind(tmp_path)).optuna) == ["trial/ewc"]

@@ -315,6 +315,40 @@ def test_what_several_drivers_deliver_is_there_once_in_the_end(place: Place, mon
     assert {r.data.tags["forgetbench.overview"] for r in place.runs() + place.runs("run")} == {overview.info.run_id}
 
 
+def test_of_a_trial_that_failed_and_was_trained_again_elsewhere_the_result_stays(place: Place) -> None:
+    """Its first driver went silent after it had delivered that a run failed, and before it told."""
+    played = play(study(EWC, trials=3))
+    (searcher,) = played.searchers
+    silent, mine = place.delivery(played), place.delivery(played)
+    first, *rest = searcher.ask()
+    seeds = played.seeds(searcher, first)
+    mine.trials(played.searchers, played.records)  # looks at what is there, before the other one delivers
+    silent.trial(searcher, first, [each | {"status": "failed"} for each in seeds], played.records)
+    mine.trial(searcher, first, seeds, played.records)
+    searcher.tell(first, seeds)
+    for trial in rest:
+        searcher.tell(trial, played.seeds(searcher, trial))
+    close(mine, played)
+    assert {run.data.tags["forgetbench.status"] for run in place.runs()} == {"finished"}
+    assert {run.info.run_id for run in place.nested(place.trial("ewc", first.number))} == {
+        *searcher.ended[0].user_attrs["mlflow_runs"]
+    }
+
+
+def test_who_was_asleep_does_not_deliver_again_what_others_did(place: Place) -> None:
+    """It trained the trials before they were taken over, so it has their runs."""
+    played = play(study(EWC, trials=3))
+    asleep, other = (
+        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
+        for who in ("asleep", "other")
+    )
+    asleep.trials(played.searchers, played.records)  # looks at what is there
+    played.all(other)
+    close(other, played)
+    asleep.own(played.searchers, played.records)
+    assert len(place.runs()) == 3 and place.said == []
+
+
 def test_an_experiment_that_another_driver_makes_at_the_same_moment_is_the_one(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -540,6 +540,7 @@ def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Plac
         ("http://user:sec ret@host", "http://***@host"),
         ("http://user:sec:ret@host", "http://***@host"),
         ("postgresql://user:sec/r@et@host/db", "postgresql://***@host/db"),
+        ("postgresql://user:sec/ret@host/db", "postgresql://***@host/db"),
         ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
         ("http://user:secret@host/a@b", "http://***@host/a@b"),
