@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,8 +110,8 @@ class Tracker:
         self._there: dict[str, dict[str, tuple[str, str]]] = {}
         # Run key -> run id of those of them that failed, which may have been tried again; empty for somebody else's.
         self._failed: dict[str, str] = {}
-        # Whose half-delivered runs these are: several folders, and people, may share a server.
-        self._owner = digest([platform.node(), str(artifacts.resolve())])
+        # Of runs delivered from here, half or whole: several folders, and people, may share a server.
+        self.owner = digest([platform.node(), str(artifacts.resolve())])
         self._overview, self._common = "", dict[str, str]()  # the overview run, and what its runs have in common
         self._client = client(uri)
         with explained(uri):
@@ -179,7 +179,7 @@ class Tracker:
         colours: Mapping[str, str] | None = None,
         *,
         anew: bool = False,
-        whole: bool = False,
+        whole: Collection[str] = (),
     ) -> dict[str, dict[str, str]]:
         """Log every trial that is not there yet, and its runs nested under it.
 
@@ -187,8 +187,9 @@ class Tracker:
             trials: in any order.
             colours: as for `deliver`.
             anew: ask again what is there, since other drivers deliver too.
-            whole: these are all there will be, whichever drivers delivered them. What some left unfinished, or
-                delivered although another one had, is deleted; so are overviews but the oldest of these settings.
+            whole: these are all there will be, delivered by these owners, one or more of whom may be gone. What one of
+                them left unfinished, or delivered although another one had, is deleted; so are their overviews but the
+                oldest of these settings. What others have here, with equal settings perhaps, stays.
 
         Returns:
             Of each trial that was new, by its key: the ids of its nested runs, by run key.
@@ -201,7 +202,7 @@ class Tracker:
             if anew:
                 self._there.pop("trial", None)
             if whole:
-                self._gather({*listed})
+                self._gather({*listed}, {*whole})
             there = self._known("trial")
             new = {
                 key: self._log_trial(trial, (colours or {}).get(trial.params["strategy"], ""))
@@ -242,9 +243,9 @@ class Tracker:
             # Params of a run cannot change, so other settings have an overview of their own.
             self._common = params
             if found := self._overviews():
-                self._overview = found[0]
+                self._overview = next(iter(found))
                 return
-            tags, start_ms = {KIND: "overview"}, int(started * 1000)
+            tags, start_ms = {KIND: "overview", OWNER: self.owner}, int(started * 1000)
             run = self._client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name="overview")
             self._overview = str(run.info.run_id)
             self._batch(self._overview, [], params, {})
@@ -300,35 +301,41 @@ class Tracker:
                 self._client.set_tag(run_id, OVERVIEW, wanted_overview)
                 there[key] = run_id, wanted_overview
 
-    def _overviews(self) -> list[str]:
-        """Overview runs of these settings, the oldest first: drivers that began at once may have made one each."""
+    def _overviews(self) -> dict[str, str]:
+        """Overview runs of these settings and their owners, oldest first: drivers that begin at once make several."""
         listed = self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'")
-        same = [run.info for run in listed if run.data.params == self._common]
-        return [str(info.run_id) for info in sorted(same, key=lambda i: (i.start_time, i.run_id))]
+        same = [run for run in listed if run.data.params == self._common]
+        same.sort(key=lambda run: (run.info.start_time, run.info.run_id))
+        return {str(run.info.run_id): run.data.tags.get(OWNER, "") for run in same}
 
-    def _gather(self, keys: set[str]) -> None:
+    def _gather(self, keys: set[str], owners: set[str]) -> None:
         """Look at what is there anew, since other drivers deliver too, and make it one of each.
 
         Args:
             keys: of all trials.
+            owners: who may have delivered them.
         """
-        if self._overview:
-            self._overview, *others = self._overviews() or [self._overview]
+        if self._overview and (found := self._overviews()):
+            self._overview, *others = found
             for run_id in others:
-                self._client.delete_run(run_id)
-        self._there["trial"] = self._delivered("trial", keys)
+                if found[run_id] in owners:
+                    self._client.delete_run(run_id)
+        self._there["trial"] = self._delivered("trial", keys, owners)
 
     def _known(self, kind: str) -> dict[str, tuple[str, str]]:
         if kind not in self._there:
             self._there[kind] = self._delivered(kind)
         return self._there[kind]
 
-    def _delivered(self, kind: str, gathered: Container[str] = ()) -> dict[str, tuple[str, str]]:
+    def _delivered(
+        self, kind: str, gathered: Container[str] = (), owners: Container[str] = ()
+    ) -> dict[str, tuple[str, str]]:
         """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted.
 
         Args:
             kind: of runs.
-            gathered: keys of those that nobody is about to deliver: unfinished or twice, they are deleted whosever.
+            gathered: keys of those that none of the owners is about to deliver: unfinished or twice, they are deleted.
+            owners: of runs that may be.
         """
         found: dict[str, tuple[str, str]] = {}
         unfinished, whole = [], []
@@ -336,10 +343,12 @@ class Tracker:
             tags = run.data.tags
             if run.info.status in {"FINISHED", "FAILED", "KILLED"}:
                 whole.append(run)
-            elif tags.get(OWNER) == self._owner or tags.get(KEY) in gathered:
+            elif tags.get(OWNER) == self.owner or (tags.get(KEY) in gathered and tags.get(OWNER) in owners):
                 unfinished.append(run.info.run_id)
         for run in sorted(whole, key=_failed, reverse=True):
-            key, mine = run.data.tags[KEY], run.data.tags.get(OWNER) == self._owner
+            key, mine = run.data.tags[KEY], run.data.tags.get(OWNER) == self.owner
+            if key in gathered and run.data.tags.get(OWNER) not in owners:
+                continue  # of a study that is not this one
             if key in found and key in gathered:  # one that did not fail replaces one that did, as below
                 unfinished.append(found[key][0])
             # A command killed between logging a run that was tried again and deleting the one that failed left both.
@@ -378,7 +387,7 @@ class Tracker:
     def _create(self, kind: str, name: str, started_ms: int, tags: dict[str, str]) -> str:
         """A run with those tags that say something."""
         tied = {} if tags.get(PARENT) else {OVERVIEW: self._overview}
-        said = {k: v for k, v in {KIND: kind, OWNER: self._owner, **tied, **tags}.items() if v}
+        said = {k: v for k, v in {KIND: kind, OWNER: self.owner, **tied, **tags}.items() if v}
         run = self._client.create_run(self.experiment_id, start_time=started_ms, tags=said, run_name=name)
         return str(run.info.run_id)
 

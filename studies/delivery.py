@@ -25,7 +25,7 @@ from studies.spec import Study
 
 Say = Callable[[str], None]
 Seeds = Sequence[Mapping[str, Any]]
-MLFLOW_RUNS = "mlflow_runs"
+MLFLOW_RUNS, MLFLOW_OWNER = "mlflow_runs", "mlflow_owner"
 """User attribute of a trial: ids of the MLflow runs of its seeds, in their order."""
 
 
@@ -73,6 +73,9 @@ class Delivery:
         """
 
         def call(tracker: Tracker) -> None:
+            searcher.note(
+                trial, MLFLOW_OWNER, tracker.owner
+            )  # first: whoever closes tidies up after one that was killed
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
             if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
                 searcher.note(trial, MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
@@ -90,10 +93,12 @@ class Delivery:
 
         def call(tracker: Tracker) -> None:
             about = []
+            owners = {tracker.owner} if whole else set()
             for searcher in searchers:
                 ended = searcher.ended
                 about += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in ended]
-            tracker.deliver_trials(about, self._colours(), whole=whole)
+                owners |= searcher.noted(MLFLOW_OWNER) if whole else set()
+            tracker.deliver_trials(about, self._colours(), whole=owners)
 
         self._try(call, searchers)
 

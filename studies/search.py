@@ -151,6 +151,10 @@ class Searcher:
         return self._claims.holds(trial)
 
     @patient
+    def noted(self, name: str) -> set[Any]:
+        """What was noted under a name of any trial, be it one that was left behind."""
+        return {trial.user_attrs[name] for trial in self._claims.trials() if name in trial.user_attrs}
+
     def note(self, trial: optuna.Trial, name: str, value: Any) -> None:
         """Set a user attribute of a trial, unless it has been taken over.
 

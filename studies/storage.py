@@ -26,8 +26,9 @@ P = ParamSpec("P")
 S = TypeVar("S", bound="Stored")
 JOURNALS = (".journal", ".log")
 """What the name of a journal file ends with."""
-HEARTBEAT, GRACE = 20, 120
-"""Seconds between the heartbeats of a trial in a database, and after how many without one its driver counts as gone."""
+HEARTBEAT, GRACE = 20, 240
+"""Seconds between the heartbeats of a trial in a database, and after how many without one its driver counts as gone:
+longer than a database may be away, since nobody's heart beats then."""
 
 
 class StudyError(Exception):

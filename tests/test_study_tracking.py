@@ -289,7 +289,7 @@ def test_what_several_drivers_deliver_is_there_once_in_the_end(place: Place, mon
         for who in ("mine", "other")
     )
     with monkeypatch.context() as patch:  # both begin at once
-        patch.setattr(Tracker, "_overviews", lambda self: [])
+        patch.setattr(Tracker, "_overviews", lambda self: {})
         for delivery in (mine, other):
             delivery.trials(played.searchers, played.records)
     assert len(place.runs("overview")) == 2
@@ -347,6 +347,31 @@ def test_who_was_asleep_does_not_deliver_again_what_others_did(place: Place) -> 
     close(other, played)
     asleep.own(played.searchers, played.records)
     assert len(place.runs()) == 3 and place.said == []
+
+
+def test_two_studies_of_one_file_in_one_experiment_leave_each_other_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people with the same file, a storage each, and one server: their grids have trials in common."""
+    one, two = play(study(EWC, trials=3)), play(study(EWC, trials=3))
+    ours, theirs = (
+        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
+        for who, played in (("ours", one), ("theirs", two))
+    )
+    with monkeypatch.context() as patch:  # both begin at once
+        patch.setattr(Tracker, "_overviews", lambda self: {})
+        for delivery, played in ((ours, one), (theirs, two)):
+            delivery.trials(played.searchers, played.records)
+    (searcher,) = two.searchers
+    trial, *_ = searcher.ask()
+    with monkeypatch.context() as patch:  # on its way while the other study ends
+        patch.setattr(MlflowClient, "set_terminated", lambda *args, **kwargs: None)
+        theirs.trial(searcher, trial, two.seeds(searcher, trial), two.records)
+    before = {run.info.run_id for run in place.runs() + place.runs("overview") + place.runs("seed")}
+    one.all(ours)
+    close(ours, one)
+    assert before <= {run.info.run_id for run in place.runs() + place.runs("overview") + place.runs("seed")}
+    assert len(place.runs("overview")) == 2 and len(place.runs()) == 4 and place.said == []
 
 
 def test_an_experiment_that_another_driver_makes_at_the_same_moment_is_the_one(

@@ -188,7 +188,7 @@ def test_one_key_twice_in_a_delivery_arrives_once(place: Place) -> None:
 def test_a_run_cut_off_half_way_is_replaced(place: Place) -> None:
     tracker = place.tracker()
     tags = {"forgetbench.kind": "run", "forgetbench.run_key": "a"}
-    half = place.client.create_run(tracker.experiment_id, tags=tags | {"forgetbench.owner": tracker._owner})
+    half = place.client.create_run(tracker.experiment_id, tags=tags | {"forgetbench.owner": tracker.owner})
     others = place.client.create_run(tracker.experiment_id, tags=tags | {"forgetbench.owner": "somebody else"})
     assert half.info.status == "RUNNING"
     assert tracker.deliver([record("a")], times(record("a"))) == 1
