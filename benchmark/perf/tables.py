@@ -38,11 +38,12 @@ class Section:
 
 def printed(console: Console, section: Section) -> None:
     """Show a table in the terminal."""
-    table = Table("", section.unit, section.ratio, title=section.title, title_justify="left", box=None, pad_edge=False)
+    table = Table("", section.unit, section.ratio, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for cells in section.cells():
         table.add_row(*cells)
+    console.print(section.title, style="italic", highlight=False)  # as a table's own it would wrap at its width
     console.print(table)
     console.print()
 
