@@ -41,22 +41,21 @@ def replayed(step: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         A function whose results may be overwritten by its next call.
     """
-    calls, current, recorded = 0, step, False
+    calls, current = 0, step
 
     def call(*args: Any) -> Any:
-        nonlocal calls, current, recorded
+        nonlocal calls, current
         calls += 1
         # The first call makes what is made once: caches, the optimiser's moments.
         if calls != 2:
-            if calls == 3 and recorded:
+            if calls == 3 and current is not step:  # it was recorded
                 current = captured(current, args)
             return current(*args)
         # Tensors of their own: one that comes in twice now, or is known from elsewhere, need not be so next time.
         inputs = [t.detach() for t in leaves(args)]
         with _Recorder(inputs) as recorder:
             result = step(*regrown(args, inputs))
-        play = recorder.replay(result)
-        current, recorded = play or step, play is not None
+        current = recorder.replay(result) or step
         return result
 
     return call

@@ -73,9 +73,8 @@ class Delivery:
         """
 
         def call(tracker: Tracker) -> None:
-            searcher.note(
-                trial, MLFLOW_OWNER, tracker.owner
-            )  # first: whoever closes tidies up after one that was killed
+            # First: whoever closes tidies up after a driver that was killed in the middle.
+            searcher.note(trial, MLFLOW_OWNER, tracker.owner)
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
             if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
                 searcher.note(trial, MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
@@ -92,12 +91,8 @@ class Delivery:
         """
 
         def call(tracker: Tracker) -> None:
-            about = []
-            owners = {tracker.owner} if whole else set()
-            for searcher in searchers:
-                ended = searcher.ended
-                about += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in ended]
-                owners |= searcher.noted(MLFLOW_OWNER) if whole else set()
+            about = self._ended(searchers, records)
+            owners = {tracker.owner}.union(*(s.noted(MLFLOW_OWNER) for s in searchers)) if whole else ()
             tracker.deliver_trials(about, self._colours(), whole=owners)
 
         self._try(call, searchers)
@@ -111,15 +106,21 @@ class Delivery:
         """
 
         def call(tracker: Tracker) -> None:
-            about = []
-            for searcher in searchers:
-                ended = searcher.ended
-                mine = [t for t in ended if all(seed["run_key"] in records for seed in t.user_attrs[SEEDS])]
-                about += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in mine]
             # Of what this driver trained others may have delivered some: they take over from one that is silent.
-            tracker.deliver_trials(about, self._colours(), anew=True)
+            tracker.deliver_trials(self._ended(searchers, records, own=True), self._colours(), anew=True)
 
         self._try(call, searchers)
+
+    def _ended(
+        self, searchers: Sequence[Searcher], records: Mapping[str, Record], *, own: bool = False
+    ) -> list[tracking.Trial]:
+        """Every trial that ended, as it is logged; or those alone whose runs are all among the records."""
+        found = []
+        for searcher in searchers:
+            ended = searcher.ended
+            listed = [t for t in ended if not own or all(seed["run_key"] in records for seed in t.user_attrs[SEEDS])]
+            found += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in listed]
+        return found
 
     def close(
         self,
