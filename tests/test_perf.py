@@ -9,7 +9,7 @@ import pytest
 from benchmark.models import Model
 from benchmark.perf import growth
 from benchmark.perf.measuring import Row
-from benchmark.perf.tables import Section, markdown
+from benchmark.perf.tables import Section, markdown, written
 
 
 def test_exponents_tell_constant_linear_and_square():
@@ -29,3 +29,12 @@ def test_an_experiment_of_a_size_has_that_size_and_takes_time():
 def test_the_first_of_a_growing_row_has_no_exponent():
     table = markdown(Section("growth", "seconds", "exponent", [Row("1 run", 2.0, math.nan), Row("2 runs", 4.0, 1.0)]))
     assert table.splitlines()[2:] == ["| 1 run | 2 |  |", "| 2 runs | 4 | 1.00 |"]
+
+
+@pytest.mark.parametrize("along", [None, ("runs", [1, 2])])
+def test_what_was_measured_is_left_as_tables_and_a_figure(along, tmp_path):
+    rows = [Row("1 run", 2.0, math.nan), Row("2 runs", 4.0, 1.0)]
+    written(tmp_path, [Section("growth", unit, "exponent", rows, along) for unit in ("seconds", "MiB")])
+    assert (tmp_path / "perf.pdf").read_bytes().startswith(b"%PDF")
+    assert len((tmp_path / "perf.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "perf.md").read_text().count("| 2 runs | 4 | 1.00 |") == 2

@@ -73,7 +73,7 @@ def sections() -> Iterator[Section]:
             ratios = [math.nan, *exponents(along, values)]
             rows = [Row(name, value, ratio) for (name, _), value, ratio in zip(points, values, ratios, strict=True)]
             title = f"growth with {axis}: {'time' if unit == 'seconds' else 'memory'}"
-            yield Section(title, unit, "exponent", rows)
+            yield Section(title, unit, "exponent", rows, (axis, along))
 
 
 def exponents(along: Sequence[float], values: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,14 @@ class Section:
         unit: of the values.
         ratio: what the last column is; a `share` is shown in per cent.
         rows: in order.
+        along: the size that each row stands for, where they are points of a curve, and what is counted.
     """
 
     title: str
     unit: str
     ratio: str
     rows: list[Row]
+    along: tuple[str, Sequence[float]] | None = None
 
     def cells(self) -> list[tuple[str, str, str]]:
         """Every row as text."""
@@ -59,7 +62,7 @@ def written(folder: Path, sections: list[Section]) -> None:
 
     Args:
         folder: made where it is missing.
-        sections: the first one is drawn.
+        sections: the first one is drawn, or all that are curves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "perf.csv").open("w", newline="") as file:
@@ -68,10 +71,13 @@ def written(folder: Path, sections: list[Section]) -> None:
         for s in sections:
             writer.writerows((s.title, row.name, s.unit, f"{row.value:.6g}", f"{row.ratio:.4g}") for row in s.rows)
     (folder / "perf.md").write_text("\n\n".join(f"## {s.title}\n\n{markdown(s)}" for s in sections) + "\n")
-    _drawn(folder / "perf.pdf", sections[0])
+    if curves := [section for section in sections if section.along]:
+        _curves(folder / "perf.pdf", curves)
+    else:
+        _bars(folder / "perf.pdf", sections[0])
 
 
-def _drawn(path: Path, section: Section) -> None:
+def _bars(path: Path, section: Section) -> None:
     """Bars of the ratios, in the order of the table."""
     from matplotlib.figure import Figure
 
@@ -83,4 +89,30 @@ def _drawn(path: Path, section: Section) -> None:
     axes.tick_params(labelsize=8)
     axes.set_xlabel(f"{section.title}: {section.ratio}", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def _curves(path: Path, sections: list[Section]) -> None:
+    """What grows with what, a panel a section, both axes logarithmic, beside a line of exponent 1."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullLocator
+
+    along = list(dict.fromkeys(section.along[0] for section in sections if section.along))
+    units = list(dict.fromkeys(section.unit for section in sections))
+    figure = Figure(figsize=(6.75, 1.8 * len(units)), layout="constrained")
+    panels = figure.subplots(len(units), len(along), squeeze=False)
+    for section in sections:
+        name, sizes = section.along or ("", ())
+        axes = panels[units.index(section.unit)][along.index(name)]
+        values = [row.value for row in section.rows]
+        axes.loglog(sizes, [values[-1] * size / sizes[-1] for size in sizes], "--", color="#999999", linewidth=0.8)
+        axes.loglog(sizes, values, "o-", color="#4477aa", markersize=3, linewidth=1.2)
+        axes.set_ylim(min(values) / 2, max(values) * 2)
+        axes.set_xlabel(name, fontsize=8)
+        axes.set_ylabel(section.unit, fontsize=8)
+        axes.set_xticks(sizes[:: -(-len(sizes) // 5)])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(places=0))
+        axes.tick_params(which="both", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
