@@ -201,6 +201,7 @@ class Tracker:
         with explained(self.uri):
             if anew:
                 self._there.pop("trial", None)
+                self._overview = next(iter(self._overviews()), self._overview)  # whoever gathers keeps the first
             if whole:
                 self._gather({*listed}, {*whole})
             there = self._known("trial")

@@ -226,6 +226,8 @@ def _search(
             for searcher in searchers:
                 say(_progress(study, searcher))
         elif all(searcher.spent for searcher in searchers):
+            for searcher in searchers:
+                searcher.tidy()
             return
         else:
             waiting.trials(searchers)

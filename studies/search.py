@@ -120,6 +120,18 @@ class Searcher:
         return places.spent(self._claims.trials(), self.study.trials)
 
     @patient
+    def tidy(self) -> None:
+        """Once the budget is spent, give up trials that nobody needs: of places which another trial fills.
+
+        A driver that was killed between taking one out of the queue and giving it up left it, or never took it.
+        """
+        waiting = sum(places.waits(trial) for trial in self._claims.trials())
+        self._claims.take(waiting, valid=())
+        for trial in self._claims.others():
+            if trial.user_attrs.get(places.PLACE, -1) in range(self.study.trials):
+                self._claims.end(trial.number, state=TrialState.FAIL)
+
+    @patient
     def others(self) -> list[FrozenTrial]:
         """Trials of the budget that other drivers are at."""
         held = places.holders(self._claims.trials())

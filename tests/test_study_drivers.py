@@ -422,6 +422,25 @@ def test_trials_of_a_larger_budget_are_left_to_who_has_it(at_work: Callable[[], 
     assert len(many.ask()) == 4
 
 
+def test_what_a_killed_driver_took_beside_the_budget_is_given_up_in_the_end(
+    at_work: Callable[[], Driver],
+) -> None:
+    """Two drivers had queued the same places; one took a trial of its own and was killed, and left one in the queue."""
+    storage = InMemoryStorage()
+    one, many = searcher(storage, at_work(), trials=4), searcher(storage, at_work(), trials=8)
+    asked, more = one.ask(), many.ask()
+    for place in (0, 1):
+        one.optuna.enqueue_trial({"lam": 1.0}, user_attrs={PLACE: place, DRIVER: one._claims._driver.attributes()})
+    one.optuna.ask()  # as the killed one did, before it said that it was there
+    for trial in asked:
+        tell(one, trial)
+    assert one.spent and one.others() == [] and one.take_over() == []
+    one.tidy()
+    assert [trial.state for trial in one.optuna.trials[-2:]] == [TrialState.FAIL] * 2
+    assert one.spent and lams(one.ended) == lams(asked)
+    assert all(tell(many, trial) for trial in more) and many.spent  # a larger budget is another driver's business
+
+
 @pytest.mark.parametrize("breaks", ["heartbeat", "name"])
 def test_a_trial_taken_as_the_connection_broke_is_taken_again(
     breaks: str, at_work: Callable[[], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -349,6 +349,32 @@ def test_who_was_asleep_does_not_deliver_again_what_others_did(place: Place) -> 
     assert len(place.runs()) == 3 and place.said == []
 
 
+@pytest.mark.parametrize("gathers_first", [True, False])
+def test_who_delivers_its_own_ties_it_to_the_overview_that_stays(
+    gathers_first: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two drivers began at once, with an overview each, and end at the same moment."""
+    played = play(study(EWC, trials=3))
+    first, second = (
+        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
+        for who in ("first", "second")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "_overviews", lambda self: {})
+        for delivery in (first, second):
+            delivery.trials(played.searchers, played.records)
+    played.all(second)
+    if gathers_first:
+        close(first, played)
+    second.own(played.searchers, played.records)
+    if not gathers_first:
+        tied = {run.data.tags["forgetbench.overview"] for run in place.runs()}
+        close(first, played)
+    (overview,) = place.runs("overview")
+    assert {r.data.tags["forgetbench.overview"] for r in place.runs()} == {overview.info.run_id}
+    assert gathers_first or tied == {overview.info.run_id}
+
+
 def test_two_studies_of_one_file_in_one_experiment_leave_each_other_alone(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
