@@ -25,7 +25,7 @@ from studies.spec import Study
 
 Say = Callable[[str], None]
 Seeds = Sequence[Mapping[str, Any]]
-MLFLOW_RUNS, MLFLOW_OWNER = "mlflow_runs", "mlflow_owner"
+MLFLOW_RUNS = "mlflow_runs"
 """User attribute of a trial: ids of the MLflow runs of its seeds, in their order."""
 
 
@@ -73,8 +73,6 @@ class Delivery:
         """
 
         def call(tracker: Tracker) -> None:
-            # First: whoever closes tidies up after a driver that was killed in the middle.
-            searcher.note(trial, MLFLOW_OWNER, tracker.owner)
             about = self._trial(searcher, trial, seeds, records, searcher.ended)
             if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
                 searcher.note(trial, MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
@@ -92,8 +90,8 @@ class Delivery:
 
         def call(tracker: Tracker) -> None:
             about = self._ended(searchers, records)
-            owners = {tracker.owner}.union(*(s.noted(MLFLOW_OWNER) for s in searchers)) if whole else ()
-            tracker.deliver_trials(about, self._colours(), whole=owners)
+            owners = {driver.owner for searcher in searchers for driver in searcher.drivers()} - {""}
+            tracker.deliver_trials(about, self._colours(), whole=owners | {tracker.owner} if whole else ())
 
         self._try(call, searchers)
 

@@ -23,6 +23,7 @@ class Driver:
         machine: where `pid` means something: this boot of this machine, and its container.
         pid: of the process.
         began: what tells the process from a later one of the same number.
+        owner: of what it delivers, see `Tracker`; empty if it delivers nothing.
     """
 
     id: str
@@ -30,16 +31,21 @@ class Driver:
     machine: str
     pid: int
     began: str
+    owner: str = ""
 
     @classmethod
-    def here(cls) -> Driver:
-        """Another driver in this process."""
-        return cls(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), _began(os.getpid()))
+    def here(cls, owner: str = "") -> Driver:
+        """Another driver in this process.
+
+        Args:
+            owner: of what it delivers.
+        """
+        return cls(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), _began(os.getpid()), owner)
 
     @classmethod
     def of(cls, attributes: Mapping[str, str | int]) -> Driver:
         """The driver that such attributes tell of; what they lack is nobody's."""
-        given = {name: str(attributes.get(name, "")) for name in ("id", "host", "machine", "began")}
+        given = {name: str(attributes.get(name, "")) for name in ("id", "host", "machine", "began", "owner")}
         return cls(pid=int(attributes.get("pid", 0)), **given)
 
     def attributes(self) -> dict[str, str | int]:

@@ -182,7 +182,7 @@ def run(
     started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(out / (study.name + suffix)))
-        driver = stack.enter_context(Driver.here().at_work())
+        driver = stack.enter_context(Driver.here(tracker.owner if tracker else "").at_work())
         opened = Storage.of(storage)
         opened.say = say
         stack.enter_context(opened.pulse.beating())

@@ -163,9 +163,10 @@ class Searcher:
         return self._claims.holds(trial)
 
     @patient
-    def noted(self, name: str) -> set[Any]:
-        """What was noted under a name of any trial, be it one that was left behind."""
-        return {trial.user_attrs[name] for trial in self._claims.trials() if name in trial.user_attrs}
+    def drivers(self) -> set[Driver]:
+        """Who has been at work on any trial, be it one that was left behind."""
+        attributes = (trial.user_attrs.get(DRIVER) for trial in self._claims.trials())
+        return {Driver.of(each) for each in attributes if each}
 
     def note(self, trial: optuna.Trial, name: str, value: Any) -> None:
         """Set a user attribute of a trial, unless it has been taken over.

@@ -14,6 +14,7 @@ from benchmark import metrics
 from benchmark.results import Record
 from studies import objectives, plasticity, spec
 from studies.delivery import Delivery
+from studies.drivers import Driver
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -140,6 +141,8 @@ class Played:
         return {k: [record(f"test-{k}-{lam}-{seed}", k, seed, lam) for seed in seeds] for k, lam in best.items()}
 
 
-def play(made: Study | None = None, storage: BaseStorage | None = None, *, resume: bool = False) -> Played:
-    made, storage = made or study(), storage or InMemoryStorage()
-    return Played(made, [Searcher(made, search, storage, resume=resume) for search in made.searches])
+def play(
+    made: Study | None = None, storage: BaseStorage | None = None, *, resume: bool = False, owner: str = ""
+) -> Played:
+    made, storage, driver = made or study(), storage or InMemoryStorage(), Driver.here(owner)
+    return Played(made, [Searcher(made, search, storage, resume=resume, driver=driver) for search in made.searches])

@@ -282,7 +282,7 @@ def test_a_trial_delivered_but_not_told_before_a_kill_is_not_there_twice(place: 
 
 def test_what_several_drivers_deliver_is_there_once_in_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """They know nothing of each other's runs until the last one looks."""
-    played = play(study(EWC))
+    played = play(study(EWC), owner=Tracker(place.uri, place.name, place.folder / "other").owner)
     (searcher,) = played.searchers
     mine, other = (
         Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
@@ -354,7 +354,7 @@ def test_who_delivers_its_own_ties_it_to_the_overview_that_stays(
     gathers_first: bool, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two drivers began at once, with an overview each, and end at the same moment."""
-    played = play(study(EWC, trials=3))
+    played = play(study(EWC, trials=3), owner=Tracker(place.uri, place.name, place.folder / "second").owner)
     first, second = (
         Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
         for who in ("first", "second")
