@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,8 @@ class Group:
     """Runs that branch from one trunk: the first task, trained once a seed.
 
     Attributes:
-        seeds: of the trunk's runs; empty if every run trains the first task itself.
+        seeds: of the trunk's runs; those are missing whose trunk is there already. Empty if every run trains the first
+            task itself.
         stacks: runs that train together.
     """
 
@@ -84,6 +85,7 @@ def make(
     device: torch.device,
     largest: int | None = None,
     room: Room | None = None,
+    trained: Container[str] = (),
 ) -> Plan:
     """Group runs, and split what would not fit in memory.
 
@@ -93,6 +95,7 @@ def make(
         device: whose free memory counts.
         largest: most runs a stack may hold, whatever the memory; None to decide here.
         room: how many stacks there may be at a time, and the memory of each; None: what this process has.
+        trained: each `Run.trunk` that is there already.
     """
     runs = list(runs)
     if not runs:
@@ -115,7 +118,8 @@ def make(
         # A trunk is a stack too: no more seeds at a time than fit.
         for part in chunks(seeds, largest * workers) if own is None else [seeds]:
             stacks = _stacks([r for r in members if r.seed in set(part)], largest, workers)
-            groups.append(Group(tuple(part) if own is None else (), stacks))
+            missing = {r.seed for r in members if r.trunk not in trained} if own is None else set()
+            groups.append(Group(tuple(seed for seed in part if seed in missing), stacks))
     return Plan(tuple(groups), largest, run_bytes, workers)
 
 

@@ -25,6 +25,8 @@ from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Result, Run
 
 Keep = Callable[[list[Result]], object]
+Trunks = dict[str, tuple[Any, int]]
+"""First tasks that were trained, by `Run.trunk`: what their job left, and the row there."""
 
 
 def execute(
@@ -35,6 +37,7 @@ def execute(
     keep: Keep = lambda results: None,
     prune: Prune | None = None,
     executor: Executor | None = None,
+    trunks: Trunks | None = None,
 ) -> Iterator[list[Result]]:
     """Train everything planned.
 
@@ -47,6 +50,8 @@ def execute(
             those of pruned runs are not results to keep.
         prune: which runs to give up after a task: they leave their stack, and those that stay train faster.
         executor: where stacks run; None: in this process.
+        trunks: those of earlier executions on this device and executor, which the plan was told of; what is trained
+            here is added. None keeps none.
 
     Yields:
         The results of one stack; of runs that failed too.
@@ -59,7 +64,7 @@ def execute(
     with (executor or Local()).open(site, workers) as submit:
         # A job may wait for its worker, unless that is this very thread.
         ahead = workers if workers > 1 or device.type != "cpu" else 0
-        yield from _Schedule(plan, submit, site.listener, keep, ahead).results()
+        yield from _Schedule(plan, submit, site.listener, keep, ahead, trunks).results()
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,16 @@ class _Branches:
     places: dict[int, tuple[int, int]] = field(default_factory=dict)
     lost: dict[int, Failure] = field(default_factory=dict)
 
+    def add(self, left: Any, rows: dict[int, int]) -> None:
+        """A trunk that is there.
+
+        Args:
+            left: by its job.
+            rows: of each seed, the row there.
+        """
+        self.places |= {seed: (len(self.trunks), row) for seed, row in rows.items()}
+        self.trunks.append(left)
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -154,8 +169,11 @@ class _Piece:
 class _Schedule:
     """Hands in no more than is worked on, and a little ahead."""
 
-    def __init__(self, plan: Plan, submit: Submit, listener: Listener, keep: Keep, ahead: int) -> None:
+    def __init__(
+        self, plan: Plan, submit: Submit, listener: Listener, keep: Keep, ahead: int, trunks: Trunks | None
+    ) -> None:
         self._plan, self._submit, self._listener, self._keep, self._ahead = plan, submit, listener, keep, ahead
+        self._trunks = trunks
         self._groups, self._numbers = iter(plan.groups), iter(range(1, plan.stacks + 1))
         self._ready: deque[_Piece] = deque()
         self._running: dict[Future[Any], tuple[_Piece, Ticket]] = {}
@@ -183,7 +201,12 @@ class _Schedule:
         return bool(self._running)
 
     def _open(self, group: Group) -> None:
-        branches = _Branches(group, Counter(run.trunk for stack in group.stacks for run in stack))
+        runs = [run for stack in group.stacks for run in stack]
+        branches = _Branches(group, Counter(run.trunk for run in runs))
+        for seed, trunk in {run.seed: run.trunk for run in runs}.items():
+            if self._trunks and trunk in self._trunks:
+                left, row = self._trunks[trunk]
+                branches.add(left, {seed: row})
         parts = chunks(group.seeds, self._most, self._plan.workers)
         branches.waiting = len(parts)
         self._ready += [_Piece(branches, 0, seeds=tuple(part)) for part in parts]
@@ -226,8 +249,10 @@ class _Schedule:
         if piece.stack:
             return list(outcome)
         of = piece.of
-        of.places |= {seed: (len(of.trunks), row) for row, seed in enumerate(piece.seeds)}
-        of.trunks.append(ticket.left)
+        of.add(ticket.left, {seed: row for row, seed in enumerate(piece.seeds)})
+        if self._trunks is not None:
+            keys = {run.seed: run.trunk for stack in of.group.stacks for run in stack}
+            self._trunks |= {keys[seed]: (ticket.left, row) for row, seed in enumerate(piece.seeds)}
         return self._trunk_ended(of)
 
     def _failed(self, piece: _Piece, failure: Failure) -> list[Result]:

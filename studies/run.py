@@ -114,6 +114,7 @@ class _Trainer:
         self.store, self._device, self._data_dir, self._say = store, device, data_dir, say
         self._planned, self._listener, self._executor = planned, listener, executor
         self._images: dict[Scenario, list[ImageSet]] = {}
+        self._trunks: schedule.Trunks = {}  # a batch's seeds are the next one's
         self.seconds = 0.0
 
     def __call__(self, runs: list[Run], prune: harness.Prune | None = None) -> dict[str, Record]:
@@ -127,9 +128,12 @@ class _Trainer:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs])
         self.store.describe(settings, environment.describe(self._device, tasks))
-        made = plan.make(runs, tasks, self._device, room=self._executor.room(self._device) if self._executor else None)
+        room = self._executor.room(self._device) if self._executor else None
+        made = plan.make(runs, tasks, self._device, room=room, trained=self._trunks)
         self._planned(made, tasks)
-        for _ in schedule.execute(made, tasks, self._device, self._listener, self.store.add, prune, self._executor):
+        for _ in schedule.execute(
+            made, tasks, self._device, self._listener, self.store.add, prune, self._executor, self._trunks
+        ):
             pass
         self.seconds += time.perf_counter() - started
 

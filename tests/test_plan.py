@@ -82,6 +82,14 @@ def test_the_first_task_is_trained_once_a_seed_where_it_is_the_same(runs: list[R
     assert trained == len(trunks.keys() - {""})
 
 
+def test_a_first_task_that_is_there_is_not_planned_again() -> None:
+    runs = [run(L2(lam=1), seed) for seed in range(3)]
+    (group,) = plan.make(runs, IMAGES, CPU, trained={runs[1].trunk}).groups
+    assert group.seeds == (0, 2) and sorted(r.seed for stack in group.stacks for r in stack) == [0, 1, 2]
+    (group,) = plan.make(runs, IMAGES, CPU, trained={r.trunk for r in runs}).groups
+    assert group.seeds == ()
+
+
 def test_strengths_and_seeds_of_quadratic_penalties_train_as_one_stack() -> None:
     mixed = [run(s, seed) for s in (L2(lam=1), EWC(lam=7), EWC(lam=9, estimator="exact")) for seed in range(3)]
     made = plan.make(mixed, IMAGES, CPU)

@@ -145,6 +145,37 @@ def test_one_accelerator_has_its_next_stack_at_hand_while_results_are_looked_at(
     assert max(waiting) == most and len(waiting) == 4
 
 
+# Trunks of earlier executions
+
+
+class Begun(harness.Silent):
+    def __init__(self) -> None:
+        self.firsts: list[int] = []
+
+    def stack_started(self, number: int, runs: int, title: str) -> None:
+        if not number:
+            self.firsts.append(runs)
+
+
+@pytest.mark.parametrize("largest", [None, 2])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_first_task_that_was_trained_before_is_not_trained_again(elsewhere: bool, largest: int | None) -> None:
+    batches = [
+        [make_run(L2(lam=1.0), seed=seed) for seed in (0, 1)],
+        [*(make_run(L2(lam=2.0), seed=seed) for seed in (0, 1, 2, 3)), make_run(SI(), seed=0)],
+        [make_run(L2(lam=3.0), seed=seed) for seed in (3, 1)],
+    ]
+    expected = {key: result for batch in batches for key, result in go(batch)[0].items()}
+    tasks, trunks, begun, found = scenarios.load(batches[0][0].scenario), schedule.Trunks(), Begun(), {}
+    for batch in batches:
+        made = plan.make(batch, tasks, CPU, largest, Room(1, 2**34), trained=trunks)
+        executor = Elsewhere() if elsewhere else None
+        for stack in schedule.execute(made, tasks, CPU, begun, executor=executor, trunks=trunks):
+            found |= {result.run.key: result for result in stack}
+    same(found, expected)
+    assert sum(begun.firsts) == len(trunks) == 4
+
+
 # Memory
 
 OUT = [

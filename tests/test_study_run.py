@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmark import data, plan
 from benchmark.data import ImageSet
 from benchmark.feed import Feed
+from benchmark.harness import Silent
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from benchmark.terminal import study_table
@@ -84,6 +85,19 @@ def go(study: Study, out: Path, storage: Any = None, said: list[str] | None = No
 
 
 # What trials and the final evaluation see
+
+
+def test_the_first_task_is_trained_once_a_seed_whatever_the_number_of_batches(tmp_path: Path) -> None:
+    class Begun(Silent):
+        firsts = 0
+
+        def stack_started(self, number: int, runs: int, title: str) -> None:
+            self.firsts += runs if not number else 0
+
+    study, begun = study_of("validation", trials=6, batch=2), Begun()
+    done = go(study, tmp_path, listener=begun)
+    assert len(done.trials()) == 6
+    assert begun.firsts == len(study.tuning_seeds) + len(study.test_seeds)
 
 
 @dataclasses.dataclass
