@@ -125,7 +125,7 @@ def _run_epochs(plan: Plan, tasks: list[ImageSet]) -> int:
     for group in plan.groups:
         for stack in group.stacks:
             epochs = [stack[0].epochs(task, tasks) for task in range(1, len(tasks) + 1)]
-            total += len(stack) * sum(epochs[1:] if group.seeds else epochs)
+            total += len(stack) * sum(epochs[1:] if stack[0].trunk else epochs)
         total += len(group.seeds) * group.stacks[0][0].epochs(1, tasks)
     return total
 

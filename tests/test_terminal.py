@@ -41,6 +41,9 @@ def test_progress_ends_where_the_training_ends_whatever_each_strategy_trains_on(
     made = plan.make(runs, tasks, CPU)
     list(schedule.execute(made, tasks, CPU, Counting()))
     assert terminal._run_epochs(made, tasks) == sum(told) > 0
+    # A later batch of a study, whose first task is there.
+    again = plan.make(runs, tasks, CPU, trained={run.trunk for run in runs if run.trunk})
+    assert terminal._run_epochs(again, tasks) == sum(told) - told[0] * runs[0].epochs(1, tasks)
 
 
 def test_a_terminal_shows_labels_with_their_brackets(planned):
