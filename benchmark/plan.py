@@ -20,6 +20,9 @@ from strategies.base import Setting
 T = TypeVar("T")
 
 LARGEST_ON_CPU = 32  # larger stacks gain no speed on a CPU, and results are written a stack at a time
+# Runs that are worth a thread of their own: with fewer, threads wait for the interpreter that they share, and the cores
+# are better used within the products of one stack.
+WORTH_A_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def make(
     # Half of what is free: caches, the data and evaluation want the rest.
     fitting = max(int(free / 2 / run_bytes), 1)
     largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
+    worth = WORTH_A_THREAD if room is None else 1  # elsewhere each stack has a process
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
         recipe = dataclasses.replace(run.recipe, batchnorm="update")
@@ -117,10 +121,11 @@ def make(
         seeds = list(dict.fromkeys(r.seed for r in members))
         # A trunk is a stack too: no more seeds at a time than fit.
         for part in chunks(seeds, largest * workers) if own is None else [seeds]:
-            stacks = _stacks([r for r in members if r.seed in set(part)], largest, workers)
+            stacks = _stacks([r for r in members if r.seed in set(part)], largest, workers, worth)
             missing = {r.seed for r in members if r.trunk not in trained} if own is None else set()
             groups.append(Group(tuple(seed for seed in part if seed in missing), stacks))
-    return Plan(tuple(groups), largest, run_bytes, workers)
+    alone = room is None and sum(len(group.stacks) for group in groups) == 1
+    return Plan(tuple(groups), largest, run_bytes, 1 if alone else workers)
 
 
 def _stack_key(run: Run) -> Hashable:
@@ -128,26 +133,27 @@ def _stack_key(run: Run) -> Hashable:
     return (run.strategy.family(), run.recipe.batchnorm)
 
 
-def _stacks(runs: list[Run], largest: int, workers: int) -> tuple[tuple[Run, ...], ...]:
+def _stacks(runs: list[Run], largest: int, workers: int, worth: int) -> tuple[tuple[Run, ...], ...]:
     alike: dict[Hashable, list[Run]] = {}
     for run in runs:
         alike.setdefault(_stack_key(run), []).append(run)
-    stacks = [tuple(part) for members in alike.values() for part in chunks(members, largest, workers)]
+    stacks = [tuple(part) for members in alike.values() for part in chunks(members, largest, workers, worth)]
     # Largest first, so that workers end at about the same time.
     return tuple(sorted(stacks, key=len, reverse=True))
 
 
-def chunks(items: Sequence[T], largest: int, workers: int = 1) -> list[Sequence[T]]:
+def chunks(items: Sequence[T], largest: int, workers: int = 1, worth: int = 1) -> list[Sequence[T]]:
     """Parts of nearly equal size, enough to keep every worker busy.
 
     Args:
         items: to divide, in order.
         largest: most items a part.
         workers: how many parts are worked on at a time.
+        worth: items that are worth a worker of their own.
     """
     if not items:
         return []
-    parts = max(-(-len(items) // largest), min(workers, len(items)))
+    parts = max(-(-len(items) // largest), min(workers, len(items) // worth), 1)
     if parts > workers:
         parts = min(-(-parts // workers) * workers, len(items))
     bounds = [round(i * len(items) / parts) for i in range(parts + 1)]

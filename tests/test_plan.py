@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark import data, plan, scenarios, schedule
+from benchmark.executors import Room
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
@@ -91,10 +92,19 @@ def test_a_first_task_that_is_there_is_not_planned_again() -> None:
 
 
 def test_strengths_and_seeds_of_quadratic_penalties_train_as_one_stack() -> None:
-    mixed = [run(s, seed) for s in (L2(lam=1), EWC(lam=7), EWC(lam=9, estimator="exact")) for seed in range(3)]
+    mixed = [run(s, seed) for s in (L2(lam=1), EWC(lam=7), EWC(lam=9, estimator="exact")) for seed in range(6)]
     made = plan.make(mixed, IMAGES, CPU)
-    assert sorted(map(len, stacks(made))) == [4, 5]  # one stack for each of two workers
+    assert sorted(map(len, stacks(made))) == [9, 9]  # one stack for each of two workers
     assert len(made.groups) == 1
+
+
+def test_few_runs_are_one_stack_on_all_cores_and_not_one_a_core() -> None:
+    made = plan.make([run(L2(), seed) for seed in range(15)], IMAGES, CPU)
+    assert [len(stack) for stack in stacks(made)] == [15] and made.workers == 1
+    made = plan.make([run(s, seed) for s in (L2(), Naive()) for seed in range(3)], IMAGES, CPU)
+    assert [len(stack) for stack in stacks(made)] == [3, 3] and made.workers == 2
+    made = plan.make([run(L2(), seed) for seed in range(2)], IMAGES, CPU, room=Room(2, 2**34))
+    assert [len(stack) for stack in stacks(made)] == [1, 1] and made.workers == 2  # processes of their own
 
 
 def test_frozen_and_updated_batchnorm_share_the_first_task_but_no_stack() -> None:

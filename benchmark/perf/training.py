@@ -19,7 +19,7 @@ from benchmark.executors import side_by_side, workers_for
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.learner import Learner, lift
 from benchmark.perf.measuring import Row, Subject, in_turn, timed
-from benchmark.plan import chunks
+from benchmark.plan import LARGEST_ON_CPU, WORTH_A_THREAD, chunks
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
 from benchmark.trees import tree_map
@@ -86,9 +86,9 @@ def plain_loop(images: ImageSet) -> Subject:
 
 
 def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "float32") -> Subject:
-    """That many runs as the harness trains them: in stacks side by side, one thread each."""
+    """That many runs as the harness trains them: in stacks side by side, one thread each, where that is worth it."""
     workers = workers_for(CPU)
-    parts = chunks(range(runs), 32, workers)
+    parts = chunks(range(runs), LARGEST_ON_CPU, workers, WORTH_A_THREAD)
     jobs = [functools.partial(train, *stack(images, list(part), strategy, precision)) for part in parts]
     return timed(lambda: list(side_by_side(jobs, workers, threading.Event())))
 
