@@ -24,8 +24,8 @@ def speed(say: Say) -> Iterator[Section]:
     images = data.load("mnist", say=say)
     yield _training(training.rows(images))
     yield Section("Fisher diagonal of 60 000 images", "seconds", "times faster", importances.rows(images))
-    for strategy, rows in training.stacking(data.load("digits")):
-        yield Section(f"a small network, {strategy} (digits)", "milliseconds a run and step", "times faster", rows)
+    for strategy, rows in training.stacking():
+        yield Section(f"complete runs on digits, {strategy}", "seconds a run", "times faster", rows)
     title = "where a step goes (EWC, stack of 12, one thread)"
     yield Section(title, "milliseconds a run", "share", breakdown.rows(images))
 
@@ -39,7 +39,7 @@ def beside_peers(say: Say) -> Iterator[Section]:
 
 
 def _training(rows: list[Row]) -> Section:
-    title = "training, 8 and more runs on one thread a stack" if torch.get_num_threads() > 1 else "training"
+    title = "training, 24 runs on one thread a stack" if torch.get_num_threads() > 1 else "training"
     return Section(title, "seconds a run and epoch", "times faster", rows)
 
 
