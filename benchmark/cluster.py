@@ -118,6 +118,9 @@ class Ray:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray tries a task that its memory monitor ended again and again, whatever `max_retries` says. Here the stack is
+        # split instead.
+        os.environ.setdefault("RAY_task_oom_retries", "0")
         if self.address is None:
             # Ray's own switch, which it reads when it is imported: one node, all of whose ports are on loopback.
             ray_constants.ENABLE_RAY_CLUSTER = False
@@ -169,6 +172,11 @@ class Ray:
             return {tasks[ref]: ray.get(ref) for ref in done}
         except Mismatch as error:
             raise ValueError(str(error)) from None
+        except exceptions.OutOfMemoryError:
+            raise ValueError(
+                "Ray ended a worker that had hardly begun: the memory of its node is nearly full (Ray's limit is "
+                "RAY_memory_usage_threshold)"
+            ) from None
         except exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
             raise ValueError(
@@ -392,18 +400,23 @@ def _asked(relay: Any, task: int, runs: tuple[Run, ...], accuracy: NDArray[np.fl
 @contextmanager
 def _listening(relay: Any, site: Site) -> Generator[None, None, None]:
     """While workers are at it, pass on what they say."""
-    over = threading.Event()
+    over, errors = threading.Event(), list[Exception]()
 
     def listen() -> None:
         ended = False
         while not ended:
             ended = over.wait(POLL)
             for what, about in ray.get(relay.heard.remote()):
-                if what != "prune":
-                    getattr(site.listener, what)(*about)
-                elif site.prune:
-                    number, *question = about
-                    relay.answer.remote(number, site.prune(*question))
+                try:
+                    if what != "prune":
+                        getattr(site.listener, what)(*about)
+                    elif site.prune:
+                        number, *question = about
+                        relay.answer.remote(number, site.prune(*question))
+                except Exception as error:  # who hears of progress may be gone; a worker that asks waits for its answer
+                    errors.append(error)
+                    if what == "prune":
+                        relay.answer.remote(number, [False] * len(question[1]))
 
     thread = threading.Thread(target=listen, name="progress", daemon=True)
     thread.start()
@@ -413,3 +426,5 @@ def _listening(relay: Any, site: Site) -> Generator[None, None, None]:
         over.set()
         thread.join()
         ray.kill(relay)
+    if errors:
+        raise errors[0]

@@ -19,6 +19,7 @@ from benchmark.runs import Result, Run
 from strategies import EWC, L2, option
 from tests import conftest
 from tests.conftest import CPU
+from tests.test_end_to_end import forgetbench, table
 from tests.test_schedule import Noted, Raises, go, make_run, same
 
 ray = pytest.importorskip("ray")
@@ -188,3 +189,45 @@ def test_an_address_where_nothing_is_is_said_with_what_to_do() -> None:
     ray.shutdown()
     with pytest.raises(ValueError, match="no Ray cluster at 'auto' .*ray start --head"):
         cluster.Ray("auto").room(CPU)
+
+
+HUNGRY = """
+import dataclasses, pathlib, time
+from typing import ClassVar
+from strategies import L2, option
+
+@dataclasses.dataclass(frozen=True)
+class Hungry(L2):
+    name: ClassVar[str] = "hungry"
+    folder: str = option("", doc="where it notes that it was here")
+
+    def measure(self, model, task):
+        noted = pathlib.Path(self.folder) / "first"
+        if not noted.exists():
+            noted.touch()
+            eaten = bytearray(4 * 2**30)
+            eaten[:: 4096] = bytes(len(eaten[:: 4096]))
+            time.sleep(60)
+        return super().measure(model, task)
+"""
+
+
+def test_a_stack_that_the_memory_monitor_ends_is_split(tmp_path: Path) -> None:
+    """Ray by itself would try it again for ever."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(lines[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    if free < 8:
+        pytest.skip("needs 8 GiB of free memory")
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    limit = {"RAY_memory_usage_threshold": str((total - free + 3) / total), "RAY_memory_monitor_refresh_ms": "100"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in limit.items():
+            patch.setenv(name, value)
+        done = forgetbench(
+            "run", "permuted-digits", "seeds=2", "scenario.tasks=2", "train.epochs=1", "--executor", "ray", "--offline",
+            "--cpus-per-stack", "2", f"strategy=[{{name='hungry:Hungry', folder='{tmp_path}'}}]", cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "memory ran out in a stack of 2 runs: it is tried again in two parts" in done.stdout + done.stderr
+    runs = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
+    assert {row["status"] for row in runs.values()} == {"finished"} and len(runs) == 2
