@@ -358,15 +358,30 @@ def sync(
 
     Example: forgetbench sync --tracking-uri http://127.0.0.1:5000
     """
+    from functools import partial
+
     from benchmark import experiment
+    from benchmark.results import ResultsError
     from reports import overview
 
     folders = sorted(path.parent for path in out.glob("*/runs.csv"))
     if not folders:
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
+    console, refused = _console(), list[str]()
     for folder in folders:
-        new, held = experiment.sync(folder, _tracker(tracking_uri, out, folder.name), overview)
-        _console().print(f"{folder.name}: {new} of {held} runs delivered, {held - new} were there", highlight=False)
+        try:
+            counts = experiment.sync(folder, partial(_tracker, tracking_uri, out, folder.name), overview)
+        except ResultsError as error:
+            refused.append(str(error))
+            continue
+        if counts is None:
+            said = "a study, whose command delivers it: forgetbench study ... --resume"
+        else:
+            new, held = counts
+            said = f"{new} of {held} runs delivered, {held - new} were there"
+        console.print(f"{folder.name}: {said}", highlight=False)
+    if refused:
+        _fail("\n".join(refused), 2)
 
 
 @data_app.command("fetch")

@@ -17,7 +17,7 @@ from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.config import Experiment
 from benchmark.data import ImageSet
 from benchmark.executors import Executor
-from benchmark.results import Record, Store, text_fields
+from benchmark.results import STUDY, Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker, start_times
@@ -139,30 +139,37 @@ def run(
     return Outcome(records, store.folder, delivery.failure)
 
 
-def sync(folder: Path, tracker: Tracker, presentation: Presentation) -> tuple[int, int]:
+def sync(folder: Path, tracker: Callable[[], Tracker], presentation: Presentation) -> tuple[int, int] | None:
     """Deliver the results of an experiment's folder to MLflow; what is there already stays.
 
     Args:
         folder: `out/<name>/`.
-        tracker: where to.
+        tracker: gives where to, if there is anything to deliver.
         presentation: how results look there.
 
     Returns:
-        How many runs were new there, and how many the folder holds.
+        How many runs were new there, and how many the folder holds; None for a study's folder, whose trials its own
+        command delivers.
 
     Raises:
+        ResultsError: the folder cannot be read, or another command is at work on it.
         TrackingError: the server stopped answering.
     """
     with Store(folder) as store:
         records, started = _told_apart(store.in_order()), time.time()
+        if STUDY in store.description()[0]:
+            return None
+        if not records:
+            return 0, 0
+        place = tracker()
         times = start_times(((r.run_key, r.seed) for r in records), started)
         # What the last command that trained here said, so that the runs share its overview; unless others are here too.
         settings, _ = store.description()
         told = all(r.fields.get(k) == v for r in records for k, v in settings.items())
-        tracker.open(settings if settings and told else common([r.fields for r in records]), started)
-        new = tracker.deliver(records, times, presentation.colours(_labels(records)))
+        place.open(settings if settings and told else common([r.fields for r in records]), started)
+        new = place.deliver(records, times, presentation.colours(_labels(records)))
         # Also where nothing is new: the overview may be what the server missed.
-        _close(tracker, presentation, records, store)
+        _close(place, presentation, records, store)
     return new, len(records)
 
 

@@ -44,6 +44,8 @@ METRICS = (
 )
 """Columns of `runs.csv` that measure; the last three only where runs were evaluated during training."""
 LEADING = ("run_key", "strategy", "seed", "status")
+STUDY = "study"
+"""A setting of a study's folder: its runs are trials and tests, which an experiment's are not."""
 TRAILING = ("train_seconds", "stack_size", "trunk", "trunk_runs")
 REASON = "reason"  # last, and only where a run failed
 KNOWN = frozenset({*LEADING, *METRICS, *TRAILING, REASON})
@@ -396,14 +398,14 @@ def _read(path: Path) -> _Table:
     if not path.is_file():
         return _Table([], [], False)
     try:
-        text = path.read_text(encoding="utf-8")
-        # What has no line end was cut off: a number there would read as a shorter one.
-        lines = text[: text.rfind("\n") + 1].splitlines()
+        content = path.read_bytes()
+        # What has no line end was cut off, within a character perhaps: a number there would read as a shorter one.
+        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
         columns, *listed = csv.reader(lines) if lines else [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is damaged ({error}); move it away, and its runs train again") from None
     rows = [row for row in listed if len(row) == len(columns)] if "run_key" in columns else []
-    return _Table(columns, rows, text.endswith("\n") and len(rows) == len(listed))
+    return _Table(columns, rows, content.endswith(b"\n") and len(rows) == len(listed))
 
 
 def _ordered(rows: list[dict[str, Any]]) -> list[str]:

@@ -40,7 +40,9 @@ class TrackingError(Exception):
 def redacted(uri: str) -> str:
     """A tracking URI without user name and password, fit for messages and tags."""
     hidden = USER.sub("//***@", uri)
-    return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&\s]*", r"\1***", hidden)
+    return re.sub(
+        r"(?i)([?&][^=&]*(?:password|passwd|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&\s]*", r"\1***", hidden
+    )
 
 
 def typed() -> str:

@@ -8,9 +8,9 @@ delivering twice is the same as once, and a run cut off in the middle is deliver
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
+import uuid
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark import views
-from benchmark.keys import digest
 from benchmark.results import Record
 from benchmark.server import (
     KEY,
@@ -111,7 +110,7 @@ class Tracker:
         # Run key -> run id of those of them that failed, which may have been tried again; empty for somebody else's.
         self._failed: dict[str, str] = {}
         # Of runs delivered from here, half or whole: several folders, and people, may share a server.
-        self.owner = digest([platform.node(), str(artifacts.resolve())])
+        self.owner = _owner(artifacts)
         self._overview, self._common = "", dict[str, str]()  # the overview run, and what its runs have in common
         self._client = client(uri)
         with explained(uri):
@@ -432,6 +431,21 @@ class Tracker:
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
+def _owner(folder: Path) -> str:
+    """What a folder of results is known by, on whatever machine its next command runs.
+
+    Args:
+        folder: of artifacts; gets the file that says so.
+    """
+    path = folder / ".owner"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".owner-{uuid.uuid4().hex}"
+        new.write_text(uuid.uuid4().hex, encoding="ascii")
+        new.replace(path)
+    return path.read_text(encoding="ascii")
+
+
 def _failed(run: Run) -> bool:
     return bool(run.data.tags.get(STATUS) == "failed")
 
@@ -457,7 +471,7 @@ def links(uri: str) -> list[tuple[str, str]]:
     Args:
         uri: of a local tracking store.
     """
-    with quiet():
+    with explained(uri), quiet():
         import mlflow
 
         found = mlflow.MlflowClient(tracking_uri=uri).search_experiments()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
@@ -63,15 +64,19 @@ def get(name: str) -> type[Strategy]:
 def about(name: str) -> dict[str, str]:
     """What a strategy does, and what its λ means, in a line each; what cannot be found out is left out.
 
+    A name may come from a table of results, so nothing is imported for it.
+
     Args:
         name: as for `get`.
 
     Returns:
-        `what`: the docstring's first line, and `lam`: the declaration of the hyperparameter of that name.
+        `what`: the docstring's first line, and `lam`: the declaration of the hyperparameter of that name; empty where
+        the strategy has not been imported.
     """
-    try:
-        cls = get(name)
-    except ValueError:  # somebody else's package, not installed here
+    registered = {entry.name: entry.value for entry in entry_points(group=GROUP)} if name not in BUILT_IN else {}
+    module, _, attribute = registered.get(name, name).partition(":")
+    cls = BUILT_IN.get(name) or getattr(sys.modules.get(module), attribute or "-", None)
+    if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         return {}
     lam = [f.metadata.get("doc", "") for f in dataclasses.fields(cls) if f.name == "lam"]
     found = {"what": (cls.__doc__ or "").strip().split("\n")[0], "lam": "".join(lam)}

@@ -23,7 +23,7 @@ from benchmark.data import ImageSet
 from benchmark.executors import Executor
 from benchmark.experiment import common
 from benchmark.keys import digest
-from benchmark.results import Record, Store, text_fields
+from benchmark.results import STUDY, Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from benchmark.tracking import Tracker
@@ -52,7 +52,8 @@ class Answer:
         trials: that counted, and how many of them failed.
         promised: the objective's mean over tuning seeds, by name.
         tested: its values over the test seeds, by name; none for a run that diverged.
-        flat: for each number searched, the range of trials within a point of the best; empty with two objectives.
+        flat: for each number searched, the range of trials within a point of the chosen one, or better; empty with two
+            objectives.
         protocol: by which the setting was chosen; `test-oracle` let trials see the test set.
         why: how it came to be chosen, where the best value did not decide.
     """
@@ -126,7 +127,7 @@ class _Trainer:
 
     def _train(self, runs: list[Run], prune: harness.Prune | None) -> None:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
-        settings = common([text_fields(r) for r in runs])
+        settings = common([text_fields(r) for r in runs]) | {STUDY: self.store.folder.name}
         self.store.describe(settings, environment.describe(self._device, tasks))
         room = self._executor.room(self._device) if self._executor else None
         made = plan.make(runs, tasks, self._device, room=room, trained=self._trunks)
@@ -378,6 +379,7 @@ def shown(params: dict[str, Any]) -> str:
 def _flat(study: Study, searcher: Searcher, best: FrozenTrial | None) -> dict[str, tuple[float, float]]:
     if best is None or len(study.objectives) > 1:
         return {}
-    near = [t for t in searcher.complete if abs(t.values[0] - best.values[0]) <= WITHIN]
+    worse = -1 if objectives.direction(study.objectives[0]) == "maximize" else 1
+    near = [t for t in searcher.complete if worse * (t.values[0] - best.values[0]) <= WITHIN]
     numbers = [k for k, v in best.params.items() if isinstance(v, int | float) and not isinstance(v, bool)]
     return {k: (min(t.params[k] for t in near), max(t.params[k] for t in near)) for k in numbers}

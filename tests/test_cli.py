@@ -393,6 +393,26 @@ def test_results_kept_offline_are_delivered_by_sync(
     assert "kept: 0 of 1 runs delivered, 1 were there" in forgetbench("sync", "--tracking-uri", uri).text
 
 
+def test_sync_goes_on_after_a_folder_that_it_cannot_read(
+    finished: tuple[Path, Done], forgetbench: Command, tmp_path: Path
+) -> None:
+    folder, _ = finished
+    uri = f"sqlite:///{folder / 'out' / 'mlflow.db'}"
+    (tmp_path / "trial.toml").write_text(GOOD)
+    run = forgetbench("run", "trial.toml", "name=well", 'strategy=[{name="l2"}]', "--offline", "--device", "cpu")
+    assert run.status == 0
+    damaged = tmp_path / "out" / "damaged" / "runs.csv"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"run_key\n\xff\xff\n")
+    done = forgetbench("sync", "--tracking-uri", uri)
+    assert done.status == 2 and "damaged" in done.text and "well: 1 of 1 runs delivered" in done.text
+
+
+def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command) -> None:
+    done = forgetbench("ui", "--tracking-uri", "postgre://me:hunter2@db.example.org/runs")
+    assert done.status == 2 and "hunter2" not in done.text
+
+
 def test_the_ui_listens_on_loopback_alone(
     finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

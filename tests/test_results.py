@@ -289,6 +289,15 @@ def test_a_cut_off_accuracy_is_not_taken_for_a_measured_one(tmp_path: Path) -> N
         assert run.key not in store.records
 
 
+def test_a_table_cut_off_within_a_character_is_as_good_as_any(tmp_path: Path) -> None:
+    found = [dataclasses.replace(result(run), reason="zu groß") for run in made(seeds=1).runs()]
+    kept(tmp_path, found)
+    text = (tmp_path / "runs.csv").read_bytes()
+    (tmp_path / "runs.csv").write_bytes(text[: text.rindex("ß".encode()) + 1])
+    with Store(tmp_path) as store:
+        assert {*store.records} == {r.run.key for r in found[:-1]}
+
+
 @pytest.mark.parametrize(
     ("table", "damage"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -125,3 +127,11 @@ def test_a_class_is_found_by_its_import_path():
     }.items():
         with pytest.raises(ValueError, match=message):
             registry.get(path)
+
+
+def test_what_is_said_of_a_strategy_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may come from a table of results that somebody else wrote."""
+    (tmp_path / "unasked.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert registry.about("unasked:X") == {} and "unasked" not in sys.modules
+    assert registry.about("ewc")["lam"] and registry.about("strategies.l2:L2")["what"]

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import math
+import platform
 import socket
 import sqlite3
 import sys
@@ -23,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmark import experiment, metrics, server, tracking
-from benchmark.results import Record, Store
+from benchmark.results import STUDY, Record, Store
 from benchmark.server import TrackingError, redacted, typed
 from benchmark.tracking import Tracker
 
@@ -367,8 +368,8 @@ def fill(folder: Path, *records: Record) -> None:
 def test_sync_delivers_a_folder_and_draws_its_overview_once(place: Place) -> None:
     fill(place.folder, record("a"), record("b", seed=1), record("c", strategy="naive"))
     presented = Presented()
-    assert experiment.sync(place.folder, place.tracker(), presented) == (3, 3)
-    assert experiment.sync(place.folder, place.tracker(), presented) == (0, 3)
+    assert experiment.sync(place.folder, place.tracker, presented) == (3, 3)
+    assert experiment.sync(place.folder, place.tracker, presented) == (0, 3)
     assert [len(runs) for runs in presented.shown] == [3, 3]  # renewed: the overview may be what was missed
     assert {run.data.tags["mlflow.runColor"] for run in place.runs()} == {"#123456"}
     (overview,) = place.runs("overview")
@@ -382,9 +383,31 @@ def test_sync_does_not_average_runs_of_two_settings_that_share_a_label(place: Pl
     two = [record(f"two{s}", strategy="naive", seed=s, fields={"epochs": "2"}) for s in (0, 1)]
     fill(place.folder, *one, *two)
     presented = Presented()
-    experiment.sync(place.folder, place.tracker(), presented)
+    experiment.sync(place.folder, place.tracker, presented)
     (runs,) = presented.shown
     assert not runs.duplicated(["strategy", "seed"]).any()  # as many runs as seeds
+
+
+def test_sync_leaves_studies_to_their_command_and_has_nothing_of_an_empty_folder(place: Place) -> None:
+    fill(place.folder)
+    assert experiment.sync(place.folder, place.tracker, Presented()) == (0, 0)
+    fill(place.folder, record("a"))
+    with Store(place.folder) as store:
+        store.describe({STUDY: "lambda"}, {})
+    assert experiment.sync(place.folder, place.tracker, Presented()) is None
+    assert place.client.get_experiment_by_name(place.name) is None
+
+
+def test_a_command_on_another_machine_knows_its_folder_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's scheduler may start it again on any node."""
+    first = place.tracker()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_terminated", lambda *args, **kwargs: None)  # killed in the middle of a run
+        first.deliver([record("a")], {"a": 0.0})
+    monkeypatch.setattr(platform, "node", lambda: "another-node")
+    place.tracker().deliver([record("a")], {"a": 0.0})
+    assert [run.info.status for run in place.runs()] == ["FINISHED"]
+    assert Tracker(place.uri, place.name, place.folder / "another").owner != first.owner
 
 
 # Servers that are not there
@@ -546,6 +569,8 @@ def test_a_store_that_fails_in_the_middle_is_one_error_that_names_it(place: Plac
         ("http://user:secret@host/a@b", "http://***@host/a@b"),
         ("sqlite:////home/me/out/mlflow.db", "sqlite:////home/me/out/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
+        ("mssql+pyodbc://host/db?uid=me&pwd=secret", "mssql+pyodbc://host/db?uid=me&pwd=***"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc:///?odbc_connect=***"),
     ],
 )
 def test_user_name_and_password_are_no_part_of_what_is_shown(uri: str, shown: str) -> None:
