@@ -72,14 +72,15 @@ def compare(seeds: list[dict[str, Any]], records: list[Record], fine_tuned: list
         fine_tuned: of the runs of `beside`.
 
     Raises:
-        StudyError: fine-tuning itself diverged.
+        StudyError: fine-tuning itself did not end well.
     """
-    lost = [str(r.seed) for r in fine_tuned if r.status == "diverged"]
-    if lost:
-        raise StudyError(
-            f"fine-tuning diverged with seeds {', '.join(lost)}: protocol {PROTOCOL} has nothing to compare with; "
-            "lower train.lr"
-        )
+    advice = {"diverged": "lower train.lr", "failed": "the same command with --resume tries again"}
+    for status, what in advice.items():
+        if lost := [str(r.seed) for r in fine_tuned if r.status == status]:
+            raise StudyError(
+                f"fine-tuning {status} with seeds {', '.join(lost)}: protocol {PROTOCOL} has nothing to compare with; "
+                f"{what}"
+            )
     for seed, ours, theirs in zip(seeds, records, fine_tuned, strict=False):
         seed |= {LEARNT: _learnt(ours), FINE_TUNED: _learnt(theirs)}
 

@@ -26,6 +26,7 @@ from studies.spec import Study
 from studies.storage import Storage, StudyError, patient
 
 DESCRIPTION = "description"
+STARTUP = 2  # trials that ended well before a sampler follows them: the first batch is a grid, not the sampler's
 DECADES = 6  # a range that begins at 0 has no smallest decade: its grid goes down this many from its end
 
 
@@ -168,6 +169,7 @@ class Searcher:
         attributes = (trial.user_attrs.get(DRIVER) for trial in self._claims.trials())
         return {Driver.of(each) for each in attributes if each}
 
+    @patient
     def note(self, trial: optuna.Trial, name: str, value: Any) -> None:
         """Set a user attribute of a trial, unless it has been taken over.
 
@@ -266,11 +268,11 @@ class Searcher:
         if table.sampler == "gp":
             # It would say at every start that a package is not there which nobody needs.
             logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)
-            return GPSampler(seed=seed, n_startup_trials=table.batch)
+            return GPSampler(seed=seed, n_startup_trials=STARTUP)
         if table.sampler == "random":
             return RandomSampler(seed=seed)
         # Constant liar: what is still in training counts as bad, so that a batch spreads.
-        return TPESampler(seed=seed, n_startup_trials=table.batch, constant_liar=True)
+        return TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
 
     def _described(self) -> None:
         """Refuse to go on with a study that searched something else.
@@ -319,17 +321,18 @@ def free_suffix(study: Study, storage: str | BaseStorage | Storage) -> str:
 
 
 def grid(search: Search, points: int) -> list[dict[str, Any]]:
-    """A first look at the whole space: log-spaced along the first range, with 0 where it begins there.
+    """A first look at the whole space: log-spaced along λ, or else the first range, with 0 where it begins there.
 
     Args:
         search: whose space.
         points: how many settings.
 
     Returns:
-        Settings; choices take turns, and ranges but the first are at their geometric or arithmetic middle.
+        Settings; choices take turns, and all other ranges are at their geometric or arithmetic middle.
     """
     names = list(search.space)
-    first = next((n for n in names if not isinstance(search.space[n], CategoricalDistribution)), None)
+    ranges = [name for name in names if not isinstance(search.space[name], CategoricalDistribution)]
+    first = "lam" if "lam" in ranges else next(iter(ranges), None)
     settings = []
     for i in range(points):
         setting: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from studies import frames, plasticity
 from studies.search import Searcher
 from studies.storage import StudyError
 from tests.conftest import execute
+from tests.synthetic_study import record
 from tests.test_study_faults import Killed, at_call
 from tests.test_study_run import Done, go
 from tests.test_study_spec import made
@@ -162,6 +164,12 @@ def test_where_fine_tuning_itself_diverges_there_is_nothing_to_compare_with(tmp_
     train = {"optimizer": "sgd", "lr": 1e30, "iterations": 6}
     with pytest.raises(StudyError, match=r"^fine-tuning diverged with seeds 0, 1: .*lower train.lr$"):
         go(made(TABLE, train=train, strategy=[L2]), tmp_path)
+
+
+def test_fine_tuning_that_failed_is_tried_again_and_not_compared_with() -> None:
+    well, lost = record("a", "l2", 0, 0.1), dataclasses.replace(record("b", "naive", 1, 0.0), status="failed")
+    with pytest.raises(StudyError, match=r"^fine-tuning failed with seeds 1: .*--resume tries again$"):
+        plasticity.compare([{"seed": 1}], [well], [lost])
 
 
 # What is said of it

@@ -166,6 +166,26 @@ def test_the_grid_is_no_larger_than_the_budget() -> None:
     assert asker.ask() == []
 
 
+def test_lam_is_what_the_grid_goes_along_wherever_it_stands() -> None:
+    decay, lam = FloatDistribution(0.5, 1.0), FloatDistribution(0.0, 1e6)
+    found = grid(search_of(decay=decay, lam=lam), 4)
+    assert [setting["lam"] for setting in found] == sorted({setting["lam"] for setting in found})
+    assert found[0]["lam"] == 0.0 and {setting["decay"] for setting in found} == {0.75}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_sampler_follows_what_the_grid_found_though_a_trial_of_it_diverged(sampler: str) -> None:
+    """Not at random, as until then: the second batch is another one where the first went otherwise."""
+    asked = []
+    for best in (0, 2):
+        asker = searcher(sampler=sampler, trials=8)
+        for place, trial in enumerate(asker.ask()):
+            lost = {"status": "diverged"} if place == 3 else {}
+            asker.tell(trial, [seed(0, average_accuracy=1.0 - abs(place - best) / 10, **lost)])
+        asked.append([trial.params["lam"] for trial in asker.ask()])
+    assert asked[0] != asked[1]
+
+
 @SAMPLERS
 def test_batches_follow_until_the_budget_is_spent_and_no_further(sampler: str) -> None:
     asker = searcher(trials=10, sampler=sampler)
