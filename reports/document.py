@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from reports import ablation, compare, figures, findings, limits, ranks, recipes, studies, tables, tuning
+from reports import (
+    ablation,
+    compare,
+    figures,
+    findings,
+    limits,
+    ranks,
+    recipes,
+    studies,
+    study_figures,
+    tables,
+    tuning,
+)  # fmt: skip
 from reports.density import density
 from reports.load import TRIALS, Overview, ReportError, Tracked
 from reports.measures import LOWER_IS_BETTER
@@ -160,7 +172,7 @@ def _section(
         "paired": tables.paired(differences, reference, names) if reference else None,
         "lost": tables.lost(runs, cells.lost, names),
     }
-    return Section(
+    section = Section(
         title=group.title,
         stem=f"{number}-" if many > 1 else "",
         runs=runs,
@@ -184,6 +196,31 @@ def _section(
             tuned_on_test=bool(chosen and chosen.on_test), tuned=chosen is not None,
         ),
     )  # fmt: skip
+    return _marked(section) if chosen and chosen.on_test else section
+
+
+def _marked(section: Section) -> Section:
+    """What comes of a choice on the test set says so wherever it is shown: parts of a report go their own ways."""
+
+    def table(given: Table) -> Table:
+        caption = f"{tuning.ON_TEST} {given.caption}"
+        return dataclasses.replace(given, caption=caption, frame=given.frame.assign(tuned_on_test=True))
+
+    def drawn(given: figures.Drawn) -> figures.Drawn:
+        if not given.figure.get_suptitle():
+            given.figure.suptitle(
+                tuning.ON_TEST.rstrip("."), x=0.01, ha="left", fontsize=7, color=study_figures.TUNED_ON_TEST
+            )
+        return dataclasses.replace(given, caption=f"{tuning.ON_TEST} {given.caption}")
+
+    parts = section.ablation
+    return dataclasses.replace(
+        section,
+        tables={name: table(given) for name, given in section.tables.items()},
+        figures={name: drawn(given) for name, given in section.figures.items()},
+        ablation=parts and dataclasses.replace(parts, tables=[table(given) for given in parts.tables]),
+        tuning=section.tuning and dataclasses.replace(section.tuning, table=table(section.tuning.table)),
+    )
 
 
 def _reference(runs: pd.DataFrame, baseline: str, study: bool) -> str:

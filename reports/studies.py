@@ -36,11 +36,15 @@ def contents(frames: Frames, objectives: Mapping[str, str], *, tuned_on_test: bo
     Args:
         frames: the four above; strategies have their colours by their order in `search_space`.
         objectives: `maximize` or `minimize` by name.
-        tuned_on_test: trials were judged on test images, which every figure then says.
+        tuned_on_test: trials were judged on test images, which every figure and table then says.
     """
-    files: dict[str, Figure | str] = {f"{name}.csv": _csv(frame) for name, frame in frames.items()}
+
+    def text(frame: pd.DataFrame) -> str:
+        return _csv(frame.assign(tuned_on_test=True) if tuned_on_test else frame)
+
+    files: dict[str, Figure | str] = {f"{name}.csv": text(frame) for name, frame in frames.items()}
     for name, (shown, frame) in drawn(frames, objectives, tuned_on_test=tuned_on_test).items():
-        files[f"figures/{name}.png"], files[f"figures/{name}.csv"] = shown.figure, _csv(frame)
+        files[f"figures/{name}.png"], files[f"figures/{name}.csv"] = shown.figure, text(frame)
     return files
 
 

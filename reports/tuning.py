@@ -16,6 +16,7 @@ from reports.numbers import NONE, percent, points
 from reports.table import Table
 
 NEAR = 0.01  # a setting this close to the best counts as as good: one point
+ON_TEST = "TUNED ON TEST."
 PROTOCOLS = {
     "validation": "λ was chosen on a validation split of the training set; the chosen setting was then trained on the "
     "whole training set with seeds that no trial used, and tested once",
@@ -62,12 +63,14 @@ def tuning(overview: Overview, runs: pd.DataFrame, spoken: Mapping[str, str]) ->
     frame = pd.DataFrame(rows)
     header = ["strategy", "best setting", "trials", "promised", "tested", "gap", "λ within 1 point", "training"]
     shown = [[spoken.get(row["strategy"], row["strategy"]), *_cells(row)] for row in rows]
+    on_test = protocol == "test-oracle"
     caption = (
         f"The setting chosen for each strategy: its mean {objective.replace('_', ' ')} over tuning seeds, in per "
-        "cent, and that of fresh seeds on the test set (± half the width of the 95% interval, Student's t)."
+        f"cent, and that of {'the same' if on_test else 'fresh'} seeds on the test set (± half the width of the 95% "
+        "interval, Student's t)."
     )
     words = PROTOCOLS.get(protocol, protocol)
-    return Tuning(words, protocol == "test-oracle", Table("tuning", caption, header, shown, frame, frozenset({1})))
+    return Tuning(words, on_test, Table("tuning", caption, header, shown, frame, frozenset({1})))
 
 
 def _row(label: str, trials: pd.DataFrame, objective: str, searched: list[str], runs: pd.DataFrame) -> dict[str, Any]:

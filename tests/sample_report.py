@@ -30,7 +30,7 @@ def made(folder: Path) -> document.Document:
     """The report's document, by way of a tracking database in this folder."""
     results = shutil.copytree(STORED, folder / "out" / STORED.name)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    experiment.sync(results, Tracker(uri, STORED.name, folder / "mlartifacts"), overview)
+    experiment.sync(results, lambda: Tracker(uri, STORED.name, folder / "mlartifacts"), overview)
     return dataclasses.replace(document.build(_without_chance(load.load(uri))), uri="sqlite:///out/mlflow.db")
 
 

@@ -457,3 +457,19 @@ def test_results_that_are_damaged_are_trained_again_and_no_reason_to_fail(
     monkeypatch.setattr(schedule, "execute", execute)
     assert forgetbench("run", "trial.toml", "--offline", "--device", "cpu").status != 0
     assert planned in ([1], [2])
+
+
+def test_a_report_of_what_was_tuned_on_test_says_so_in_every_table_and_figure(
+    forgetbench: Command, tmp_path: Path
+) -> None:
+    small = ["study.trials=2", "study.batch=2", "study.protocol=test-oracle", "study.test_seeds=2", "train.epochs=1"]
+    study = forgetbench("study", "lambda-permuted-digits", *small, "scenario.tasks=2", "--device", "cpu")
+    assert study.status == 0, study.text
+    report = forgetbench("report", "--study", "lambda-permuted-digits", "-o", "report")
+    assert report.status == 0, report.text
+    folder = tmp_path / "report"
+    text = (folder / "report.md").read_text()
+    assert text.count("TUNED ON TEST") > 12 and "fresh seeds" not in text
+    said = ("tuned_on_test", "TUNED ON TEST", "test-oracle")
+    for path in [*folder.rglob("*.tex"), *folder.rglob("*.csv")]:
+        assert any(words in path.read_text() for words in said), path

@@ -440,3 +440,11 @@ def test_figures_of_a_study_import_neither_torch_nor_optuna() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "reports.study_figures" in loaded and not loaded & {"torch", "mlflow", "optuna", "studies"}
+
+
+def test_tables_of_what_was_tuned_on_test_say_so() -> None:
+    played = play(study(EWC))
+    played.all()
+    files = {name: content for name, content in shown(played, tuned_on_test=True).items() if name.endswith(".csv")}
+    assert files and all(pd.read_csv(io.StringIO(content))["tuned_on_test"].all() for content in files.values())
+    assert not any("tuned_on_test" in content for content in shown(played).values() if isinstance(content, str))
