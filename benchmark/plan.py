@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Container, Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -89,6 +89,7 @@ def make(
     largest: int | None = None,
     room: Room | None = None,
     trained: Container[str] = (),
+    together: Mapping[str, Hashable] | None = None,
 ) -> Plan:
     """Group runs, and split what would not fit in memory.
 
@@ -99,6 +100,7 @@ def make(
         largest: most runs a stack may hold, whatever the memory; None to decide here.
         room: how many stacks there may be at a time, and the memory of each; None: what this process has.
         trained: each `Run.trunk` that is there already.
+        together: by run key, what a run is one of: where memory allows, these are in one stack.
     """
     runs = list(runs)
     if not runs:
@@ -121,7 +123,7 @@ def make(
         seeds = list(dict.fromkeys(r.seed for r in members))
         # A trunk is a stack too: no more seeds at a time than fit.
         for part in chunks(seeds, largest * workers) if own is None else [seeds]:
-            stacks = _stacks([r for r in members if r.seed in set(part)], largest, workers, worth)
+            stacks = _stacks([r for r in members if r.seed in set(part)], largest, workers, worth, together or {})
             missing = {r.seed for r in members if r.trunk not in trained} if own is None else set()
             groups.append(Group(tuple(seed for seed in part if seed in missing), stacks))
     alone = room is None and sum(len(group.stacks) for group in groups) == 1
@@ -133,11 +135,20 @@ def _stack_key(run: Run) -> Hashable:
     return (run.strategy.family(), run.recipe.batchnorm)
 
 
-def _stacks(runs: list[Run], largest: int, workers: int, worth: int) -> tuple[tuple[Run, ...], ...]:
+def _stacks(
+    runs: list[Run], largest: int, workers: int, worth: int, together: Mapping[str, Hashable]
+) -> tuple[tuple[Run, ...], ...]:
     alike: dict[Hashable, list[Run]] = {}
     for run in runs:
         alike.setdefault(_stack_key(run), []).append(run)
-    stacks = [tuple(part) for members in alike.values() for part in chunks(members, largest, workers, worth)]
+    stacks = []
+    for members in alike.values():
+        units: dict[Hashable, list[Run]] = {}
+        for run in members:
+            units.setdefault(together.get(run.key, run.key), []).append(run)
+        size = max(map(len, units.values()))
+        parts = chunks(list(units.values()), max(largest // size, 1), workers, -(-worth // size))
+        stacks += [tuple(run for unit in part for run in unit) for part in parts]
     # Largest first, so that workers end at about the same time.
     return tuple(sorted(stacks, key=len, reverse=True))
 

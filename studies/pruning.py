@@ -34,7 +34,7 @@ class Halving:
     """
 
     def __init__(self, objective: str, trials: dict[str, tuple[str, int]], tasks: Sequence[ImageSet]) -> None:
-        self._objective, self._trials, self._tasks = objective, trials, tasks
+        self._objective, self.trials, self._tasks = objective, trials, tasks
         self._turn = threading.Lock()  # stacks train side by side
         self.values: dict[tuple[str, int], tuple[int, float]] = {}
         """Task after which each pruned trial was given up, and the objective over the tasks so far."""
@@ -45,7 +45,7 @@ class Halving:
         """Which runs to give up; see `benchmark.harness.Prune`."""
         if not math.log2(task).is_integer():
             return [False] * len(runs)
-        trial_of = [self._trials[run.key] for run in runs]
+        trial_of = [self.trials[run.key] for run in runs]
         values = [objectives.value(self._objective, a[:, :task]) for a in accuracy]
         worse = self._worse(trial_of, values)
         given_up = [trial in worse for trial in trial_of]

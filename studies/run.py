@@ -118,19 +118,20 @@ class _Trainer:
         self._trunks: schedule.Trunks = {}  # a batch's seeds are the next one's
         self.seconds = 0.0
 
-    def __call__(self, runs: list[Run], prune: harness.Prune | None = None) -> dict[str, Record]:
+    def __call__(self, runs: list[Run], prune: Halving | None = None) -> dict[str, Record]:
         """Records of these runs, of one scenario, by key; there is none of a pruned run."""
         todo = list({r.key: r for r in runs if not self.store.settled(r)}.values())
         if todo:
             self._train(todo, prune)
         return {r.key: self.store.records[r.key] for r in runs if r.key in self.store.records}
 
-    def _train(self, runs: list[Run], prune: harness.Prune | None) -> None:
+    def _train(self, runs: list[Run], prune: Halving | None) -> None:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs]) | {STUDY: self.store.folder.name}
         self.store.describe(settings, environment.describe(self._device, tasks))
         room = self._executor.room(self._device) if self._executor else None
-        made = plan.make(runs, tasks, self._device, room=room, trained=self._trunks)
+        together = prune.trials if prune else None  # seeds of a trial are given up together
+        made = plan.make(runs, tasks, self._device, room=room, trained=self._trunks, together=together)
         self._planned(made, tasks)
         for _ in schedule.execute(
             made, tasks, self._device, self._listener, self.store.add, prune, self._executor, self._trunks

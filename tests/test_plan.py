@@ -98,6 +98,20 @@ def test_strengths_and_seeds_of_quadratic_penalties_train_as_one_stack() -> None
     assert len(made.groups) == 1
 
 
+@pytest.mark.parametrize("largest", [None, 8])
+def test_runs_that_belong_together_share_a_stack(largest: int | None) -> None:
+    """Three searches of ten trials with three seeds: cut where it comes, every stack would part one."""
+    settings = [EWC(lam=lam, estimator=e) for e in ("exact", "empirical") for lam in range(10)]
+    settings += [L2(lam=lam) for lam in range(10)]
+    runs = [run(s, seed) for s in settings for seed in range(3)]
+    together = {r.key: i // 3 for i, r in enumerate(runs)}
+    made = stacks(plan.make(runs, IMAGES, CPU, largest, together=together))
+    assert sorted(r.key for stack in made for r in stack) == sorted(together)
+    where = {r.key: i for i, stack in enumerate(made) for r in stack}
+    assert all(len({where[r.key] for r in runs[i : i + 3]}) == 1 for i in range(0, 90, 3))
+    assert max(map(len, made)) <= (largest or plan.LARGEST_ON_CPU)
+
+
 def test_few_runs_are_one_stack_on_all_cores_and_not_one_a_core() -> None:
     made = plan.make([run(L2(), seed) for seed in range(15)], IMAGES, CPU)
     assert [len(stack) for stack in stacks(made)] == [15] and made.workers == 1
