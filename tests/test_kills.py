@@ -1,7 +1,7 @@
 """kill -9 at random moments, the same command again each time: every run once, with the values of an undisturbed run.
 
-A few kills by default; `FORGETBENCH_KILLS=200 python -m pytest -m slow tests/test_kills.py` takes about two hours on
-two cores (40 s a kill on a busy machine). `FORGETBENCH_KILLS_SEED` repeats a sequence of moments, as well as a busy
+A few kills by default; `FORGETBENCH_KILLS=200 python -m pytest -m slow tests/test_kills.py` takes about 50 minutes on
+two cores. `FORGETBENCH_KILLS_SEED` repeats a sequence of moments, as well as a busy
 machine can.
 """
 

@@ -55,7 +55,7 @@ class Drivers:
         with (self.folder / f"{name}.log").open("a") as log:
             self.running[name] = subprocess.Popen(
                 [*FORGETBENCH, *COMMAND, "--out", name, *self.options],
-                cwd=self.folder, stdout=log, stderr=log, text=True, env=environment() | variables,
+                cwd=self.folder, stdout=log, stderr=log, text=True, env=environment() | {"OMP_NUM_THREADS": "1"} | variables,
             )  # fmt: skip
 
     def said(self, name: str) -> str:
