@@ -191,14 +191,18 @@ def study(
     outcomes = []
     with Monitor(console, traces=debug) as monitor:
         for each in chosen:
-            say(f"{each.name}: {each.tuning.name}, {each.describe()}, on {where}")
+            suffix = search.free_suffix(each, opened) if new else ""
+            say(f"{each.name}{suffix}: {each.tuning.name}, {each.describe()}, on {where}")
+            if suffix:
+                own = f" study.protocol={each.protocol}" if len(chosen) > 1 else ""
+                say(f"another study of its name; name={each.name}{suffix}{own} --resume continues it")
             outcome = studying.run(
                 each,
                 out=out,
                 storage=opened,
                 device=where,
                 resume=resume,
-                suffix=search.free_suffix(each, opened) if new else "",
+                suffix=suffix,
                 data_dir=data_dir,
                 say=say,
                 planned=monitor.planned,

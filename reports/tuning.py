@@ -22,7 +22,7 @@ PROTOCOLS = {
     "whole training set with seeds that no trial used, and tested once",
     "first-k": "λ was chosen on the first tasks of the sequence; the remaining ones are reported",
     "plasticity-first": "λ was taken as large as leaves new tasks learnable, judged on a validation split",
-    "two-dataset": "λ was chosen on another data set in the same scenario shape",
+    "two-dataset": "λ was chosen on another scenario, which the trials name",
     "test-oracle": "TUNED ON TEST: λ was chosen on the very test images that are reported: an upper bound, no result",
 }
 

@@ -97,21 +97,23 @@ class StudyTable(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> StudyTable:
-        if ("two-dataset" in self.protocols) != (self.tune_on is not None):
-            raise ValueError("protocol two-dataset, and no other, needs tune_on: the scenario to tune on")
-        if self.sampler == "gp" and isinstance(self.objective, list) and len(self.objective) > 1:
-            raise ValueError("sampler gp: expected one objective, got two; take tpe")
-        if self.pruning == "halving":
-            self._halves()
+        two, halving = isinstance(self.objective, list) and len(self.objective) > 1, self.pruning == "halving"
+        wrong = {
+            "protocol two-dataset, and no other, needs tune_on: the scenario to tune on": (
+                ("two-dataset" in self.protocols) != (self.tune_on is not None)
+            ),
+            "sampler gp: expected one objective, got two; take tpe": self.sampler == "gp" and two,
+            "pruning halving: expected one objective, got two; take none": halving and two,
+            "pruning halving: protocol plasticity-first wants every trial to the end; take none": (
+                halving and "plasticity-first" in self.protocols
+            ),
+            "pruning halving: expected batches of at least 2 trials, got 1; take none": (
+                halving and min(self.batch, self.trials) < 2
+            ),
+        }
+        if any(wrong.values()):
+            raise ValueError("; ".join(what for what, is_so in wrong.items() if is_so))
         return self
-
-    def _halves(self) -> None:
-        if isinstance(self.objective, list) and len(self.objective) > 1:
-            raise ValueError("pruning halving: expected one objective, got two; take none")
-        if "plasticity-first" in self.protocols:
-            raise ValueError("pruning halving: protocol plasticity-first wants every trial to the end; take none")
-        if min(self.batch, self.trials) < 2:
-            raise ValueError("pruning halving: expected batches of at least 2 trials, got 1; take none")
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -342,6 +344,8 @@ def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
     """What is wrong with the number of tasks: of one alone nothing is forgotten, and λ acts from the second."""
     lengths = {"scenario": scenario} | ({"study.tune_on": scenarios.resolve(table.tune_on)} if table.tune_on else {})
     short = [f"{path}: expected at least 2 tasks, got 1" for path, each in lengths.items() if each.tasks < 2]
+    if lengths.get("study.tune_on") == scenario:
+        short.append("study.tune_on: expected another scenario than the one that is reported on, got the same")
     if "first-k" in table.protocols and scenario.tasks - table.tasks < 2:
         left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
         short.append(f"study.tasks: expected to leave {left}, got {table.tasks} to tune on")

@@ -30,6 +30,12 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FORGETBENCH_DATA", raising=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_from_the_start() -> None:
+    """What a module's fixtures train is compared with what its tests do."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """So one worker too: all runs that may stack do. Networks this small only lose time on a second thread."""

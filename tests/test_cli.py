@@ -473,3 +473,17 @@ def test_a_report_of_what_was_tuned_on_test_says_so_in_every_table_and_figure(
     said = ("tuned_on_test", "TUNED ON TEST", "test-oracle")
     for path in [*folder.rglob("*.tex"), *folder.rglob("*.csv")]:
         assert any(words in path.read_text() for words in said), path
+
+
+def test_another_study_of_a_name_is_continued_by_its_own(forgetbench: Command, tmp_path: Path) -> None:
+    small = ["study.trials=2", "study.batch=2", "study.test_seeds=2", "train.epochs=1", "scenario.tasks=2"]
+    options = ["--device", "cpu", "--offline"]
+    assert forgetbench("study", "lambda-permuted-digits", *small, *options).status == 0
+    again = forgetbench("study", "lambda-permuted-digits", *small, *options, "--new")
+    assert again.status == 0 and "name=lambda-permuted-digits-2 --resume continues it" in again.text
+    own = "name=lambda-permuted-digits-2"
+    continued = forgetbench("study", "lambda-permuted-digits", own, *small, "study.trials=3", *options, "--resume")
+    assert continued.status == 0 and "3 of 3 trials" in continued.text
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
+        "lambda-permuted-digits", "lambda-permuted-digits-2",
+    }  # fmt: skip
