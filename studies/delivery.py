@@ -201,6 +201,7 @@ class Delivery:
         fixed = {k: v for k, v in searcher.search.fixed.items() if k != "name"}
         params = {"strategy": label, **fixed, **trial.params, "trial": trial.number, "seeds": len(seeds)}
         params |= {"phase": "tuning", "protocol": self._study.protocol, "scenario": self._study.tuning.name}
+        params |= {"objective": ", ".join(self._study.objectives)}
         return tracking.Trial(
             key=_key(searcher, trial, seeds, ended),
             name=f"{label} trial {trial.number}",
@@ -237,7 +238,7 @@ def _ended(trial: optuna.Trial | FrozenTrial) -> float:
 
 
 def _metrics(study: Study, params: Mapping[str, Any], seeds: Seeds, records: Mapping[str, Record]) -> dict[str, float]:
-    """Means over seeds, the spread of the objectives, and the logarithm of what is searched on a log scale.
+    """Means over seeds, the spread of the objectives, what is searched, and its logarithm where its scale is one.
 
     The UI's scatter and parallel coordinates have no log axis.
     """
@@ -248,10 +249,11 @@ def _metrics(study: Study, params: Mapping[str, Any], seeds: Seeds, records: Map
         for name in study.objectives
         if name in found and len(seeds) > 1
     }
+    searched = {k: float(v) for k, v in params.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     logs = {f"log10_{k}": float(np.log10(params[k])) for k in _logarithmic(study) if params.get(k, 0) > 0}
     known = [records[s["run_key"]] for s in seeds if s["run_key"] in records]
     seconds = {"train_seconds": sum(float(r.facts["train_seconds"]) for r in known)} if known else {}
-    return found | spread | logs | seconds
+    return found | spread | searched | logs | seconds
 
 
 def _logarithmic(study: Study) -> list[str]:

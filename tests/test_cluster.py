@@ -231,3 +231,20 @@ def test_a_stack_that_the_memory_monitor_ends_is_split(tmp_path: Path) -> None:
     assert "memory ran out in a stack of 2 runs: it is tried again in two parts" in done.stdout + done.stderr
     runs = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
     assert {row["status"] for row in runs.values()} == {"finished"} and len(runs) == 2
+
+
+def test_a_study_through_ray_finds_what_threads_find(tmp_path: Path) -> None:
+    """Its later batches branch off from first tasks that earlier ones left in the cluster."""
+    small = [
+        "study.trials=4", "study.batch=2", "study.test_seeds=2", "train.epochs=1", "scenario.tasks=2", "model=mlp",
+        "train.precision=float64", "--offline",
+    ]  # fmt: skip
+    found = []
+    for executor in ("ray", "local"):
+        done = forgetbench(
+            "study", "lambda-permuted-digits", *small, "--executor", executor, "--out", executor, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(table(tmp_path / executor / "lambda-permuted-digits" / "runs.csv"))
+    ray_, local = ({key: float(row["average_accuracy"]) for key, row in rows.items()} for rows in found)
+    assert ray_ == pytest.approx(local, abs=1e-12) and len(local) == 2 * (4 * 2 + 2)

@@ -115,6 +115,7 @@ def test_a_trial_arrives_with_what_was_tried_and_what_came_of_it(place: Place) -
         "phase": "tuning",
         "protocol": "validation",
         "scenario": "permuted-digits",
+        "objective": "average_accuracy",
     }
     lam = trial.params["lam"]
     seeds = [matrix(lam, seed) for seed in range(SEEDS)]
@@ -124,7 +125,7 @@ def test_a_trial_arrives_with_what_was_tried_and_what_came_of_it(place: Place) -
     assert means["average_accuracy"] == pytest.approx(trial.value)
     curves = {f"acc/task_{j + 1:02d}": np.mean([a[-1, j] for a in seeds]) for j in range(TASKS)}
     spread = np.std([objectives.value("average_accuracy", a) for a in seeds], ddof=1)
-    numbers = {"average_accuracy_std": spread, "log10_lam": np.log10(lam), "train_seconds": 3.0}
+    numbers = {"average_accuracy_std": spread, "lam": lam, "log10_lam": np.log10(lam), "train_seconds": 3.0}
     assert run.data.metrics == pytest.approx(means | curves | numbers)
     curve = place.client.get_metric_history(run.info.run_id, "acc/task_01")
     assert [point.step for point in curve] == [0, 1, 2, 3]
