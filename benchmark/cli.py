@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
@@ -362,8 +363,6 @@ def sync(
 
     Example: forgetbench sync --tracking-uri http://127.0.0.1:5000
     """
-    from functools import partial
-
     from benchmark import experiment
     from benchmark.results import ResultsError
     from reports import overview

@@ -55,7 +55,7 @@ class Ticket(NamedTuple):
     """A job that was handed in.
 
     Attributes:
-        left: what it leaves for later jobs, as its executor knows it; it need never come here.
+        left: what it leaves for later jobs, as its executor knows it; hashable, and it need never come here.
         told: what the caller hears, once it is there.
     """
 

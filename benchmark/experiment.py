@@ -156,15 +156,15 @@ def sync(folder: Path, tracker: Callable[[], Tracker], presentation: Presentatio
         TrackingError: the server stopped answering.
     """
     with Store(folder) as store:
-        records, started = _told_apart(store.in_order()), time.time()
-        if STUDY in store.description()[0]:
+        # What the last command that trained here said, so that the runs share its overview; unless others are here too.
+        settings, _ = store.description()
+        if STUDY in settings:
             return None
+        records, started = _told_apart(store.in_order()), time.time()
         if not records:
             return 0, 0
         place = tracker()
         times = start_times(((r.run_key, r.seed) for r in records), started)
-        # What the last command that trained here said, so that the runs share its overview; unless others are here too.
-        settings, _ = store.description()
         told = all(r.fields.get(k) == v for r in records for k, v in settings.items())
         place.open(settings if settings and told else common([r.fields for r in records]), started)
         new = place.deliver(records, times, presentation.colours(_labels(records)))

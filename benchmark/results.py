@@ -225,7 +225,7 @@ class Store:
             return
         whole = rows(self.records.values())
         columns = _ordered(whole)
-        _replace(path, _text_of([dict(zip(columns, columns, strict=True)), *whole], columns))
+        replace(path, _text_of([dict(zip(columns, columns, strict=True)), *whole], columns))
         self._columns[name] = columns
 
     def describe(self, settings: dict[str, str], environment: dict[str, str], strategies: Sequence[str] = ()) -> None:
@@ -241,7 +241,7 @@ class Store:
         """
         content = {"settings": settings, "environment": environment, "strategies": list(strategies)}
         try:
-            _replace(self.folder / "environment.json", json.dumps(content, indent=2) + "\n")
+            replace(self.folder / "environment.json", json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
@@ -443,7 +443,7 @@ def _append(path: Path, text: str) -> None:
             raise
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Write under a temporary name, then rename."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

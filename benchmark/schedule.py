@@ -134,6 +134,11 @@ class _Branches:
     places: dict[int, tuple[int, int]] = field(default_factory=dict)
     lost: dict[int, Failure] = field(default_factory=dict)
 
+    @property
+    def keys(self) -> dict[int, str]:
+        """`Run.trunk` of each seed."""
+        return {run.seed: run.trunk for stack in self.group.stacks for run in stack}
+
     def add(self, left: Any, rows: dict[int, int]) -> None:
         """A trunk that is there.
 
@@ -201,12 +206,15 @@ class _Schedule:
         return bool(self._running)
 
     def _open(self, group: Group) -> None:
-        runs = [run for stack in group.stacks for run in stack]
-        branches = _Branches(group, Counter(run.trunk for run in runs))
-        for seed, trunk in {run.seed: run.trunk for run in runs}.items():
-            if self._trunks and trunk in self._trunks:
-                left, row = self._trunks[trunk]
-                branches.add(left, {seed: row})
+        branches = _Branches(group, Counter(run.trunk for stack in group.stacks for run in stack))
+        known = self._trunks or {}
+        earlier: dict[Any, dict[int, int]] = {}  # a job's seeds together, so that what it left travels once
+        for seed, trunk in branches.keys.items():
+            if trunk in known:
+                left, row = known[trunk]
+                earlier.setdefault(left, {})[seed] = row
+        for left, rows in earlier.items():
+            branches.add(left, rows)
         parts = chunks(group.seeds, self._most, self._plan.workers)
         branches.waiting = len(parts)
         self._ready += [_Piece(branches, 0, seeds=tuple(part)) for part in parts]
@@ -249,10 +257,11 @@ class _Schedule:
         if piece.stack:
             return list(outcome)
         of = piece.of
-        of.add(ticket.left, {seed: row for row, seed in enumerate(piece.seeds)})
+        rows = {seed: row for row, seed in enumerate(piece.seeds)}
+        of.add(ticket.left, rows)
         if self._trunks is not None:
-            keys = {run.seed: run.trunk for stack in of.group.stacks for run in stack}
-            self._trunks |= {keys[seed]: (ticket.left, row) for row, seed in enumerate(piece.seeds)}
+            keys = of.keys
+            self._trunks |= {keys[seed]: (ticket.left, row) for seed, row in rows.items()}
         return self._trunk_ended(of)
 
     def _failed(self, piece: _Piece, failure: Failure) -> list[Result]:

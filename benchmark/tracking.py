@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark import views
-from benchmark.results import Record
+from benchmark.results import Record, replace
 from benchmark.server import (
     KEY,
     KIND,
@@ -440,9 +440,7 @@ def _owner(folder: Path) -> str:
     path = folder / ".owner"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".owner-{uuid.uuid4().hex}"
-        new.write_text(uuid.uuid4().hex, encoding="ascii")
-        new.replace(path)
+        replace(path, uuid.uuid4().hex)
     return path.read_text(encoding="ascii")
 
 

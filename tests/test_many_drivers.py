@@ -23,7 +23,7 @@ import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.places import PLACE, SEEDS, counts
+from studies.places import PLACE, SEEDS, counts, holders
 from studies.storage import Storage
 from tests.postgres import PASSWORD, Postgres, server
 from tests.test_end_to_end import FORGETBENCH, environment, forgetbench, table
@@ -107,10 +107,29 @@ def until(condition: Callable[[], Any], seconds: float = 300) -> None:
         time.sleep(0.2)
 
 
-def running(storage: str, pid: int) -> list[FrozenTrial]:
-    """Trials that a process is at."""
-    found = [trial for each in trials(storage).values() for trial in each if trial.state == TrialState.RUNNING]
-    return [trial for trial in found if trial.user_attrs.get("driver", {}).get("pid") == pid]
+def held(storage: str, pid: int) -> list[FrozenTrial]:
+    """Trials that a process is at, of those that fill a place: one of a place that another fills is nobody's loss."""
+    found = [trial for each in trials(storage).values() for trial in holders(each).values()]
+    running = [trial for trial in found if trial.state == TrialState.RUNNING]
+    return [trial for trial in running if trial.user_attrs["driver"]["pid"] == pid]
+
+
+def stopped_at_work(storage: str, process: subprocess.Popen[str]) -> list[FrozenTrial]:
+    """Stop a process while it is at some trials: those."""
+    found = list[FrozenTrial]()
+
+    def caught() -> bool:
+        if not held(storage, process.pid):
+            return False
+        process.send_signal(signal.SIGSTOP)  # before they are read, so that they stay what they are
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        found.extend(held(storage, process.pid))
+        if not found:
+            process.send_signal(signal.SIGCONT)
+        return bool(found)
+
+    until(caught)
+    return found
 
 
 def check(storage: str, work: Drivers) -> dict[str, list[FrozenTrial]]:
@@ -151,15 +170,14 @@ def test_four_drivers_one_of_them_killed_spend_the_budget_exactly_once(
     for name in "abcd":
         work.start(name)
     killed = work.running["b"]
-    until(lambda: running(storage, killed.pid))
+    left = stopped_at_work(storage, killed)
     killed.kill()
-    left = running(storage, killed.pid)
-    assert killed.wait() == -signal.SIGKILL and left
+    assert killed.wait() == -signal.SIGKILL
     for name in "acd":
         work.wait(name)
     counted = check(storage, work)
     # What it left was asked again.
-    again = {(t.params["lam"]) for each in counted.values() for t in each}
+    again = {t.params["lam"] for each in counted.values() for t in each}
     assert {trial.params["lam"] for trial in left if "lam" in trial.params} <= again
     assert f"process {killed.pid} on " in work.everything_said()
     # All say the same in the end; one of them found it.
@@ -208,12 +226,9 @@ def test_a_driver_put_to_sleep_finds_its_trials_trained_by_others_and_goes_on(
     work = drivers("--storage", storage, "--offline")
     work.start("a", **short)
     asleep = work.running["a"]
-    until(lambda: running(storage, asleep.pid))
-    asleep.send_signal(signal.SIGSTOP)
-    left = running(storage, asleep.pid)
-    assert left
+    assert stopped_at_work(storage, asleep)
     work.start("b", **short)
-    until(lambda: not running(storage, asleep.pid))
+    until(lambda: not held(storage, asleep.pid))
     asleep.send_signal(signal.SIGCONT)
     work.wait("a")
     work.wait("b")
@@ -242,7 +257,7 @@ def test_a_database_started_anew_is_waited_for(postgres: Postgres, drivers: Call
     work = drivers("--storage", storage, "--offline")
     work.start("a")
     work.start("b")
-    until(lambda: running(storage, work.running["a"].pid) and running(storage, work.running["b"].pid))
+    until(lambda: held(storage, work.running["a"].pid) and held(storage, work.running["b"].pid))
     postgres.control("stop", "-m", "fast")
     until(lambda: "does not answer; waiting for it" in work.everything_said())  # they may be training until then
     postgres.control("start")

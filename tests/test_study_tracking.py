@@ -60,11 +60,11 @@ class Place:
         self.client = MlflowClient(tracking_uri=uri)
         self.shown, self.said = Shown(), list[str]()
 
-    def tracker(self) -> Tracker:
-        return Tracker(self.uri, self.name, self.folder / "artifacts")
+    def tracker(self, whose: str = "artifacts") -> Tracker:
+        return Tracker(self.uri, self.name, self.folder / whose)
 
-    def delivery(self, played: Played) -> Delivery:
-        return Delivery(self.tracker(), played.study, self.shown, self.said.append)
+    def delivery(self, played: Played, whose: str = "artifacts") -> Delivery:
+        return Delivery(self.tracker(whose), played.study, self.shown, self.said.append)
 
     def id(self) -> str:
         return str(self.client.get_experiment_by_name(self.name).experiment_id)
@@ -283,12 +283,9 @@ def test_a_trial_delivered_but_not_told_before_a_kill_is_not_there_twice(place: 
 
 def test_what_several_drivers_deliver_is_there_once_in_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """They know nothing of each other's runs until the last one looks."""
-    played = play(study(EWC), owner=Tracker(place.uri, place.name, place.folder / "other").owner)
+    played = play(study(EWC), owner=place.tracker("other").owner)
     (searcher,) = played.searchers
-    mine, other = (
-        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
-        for who in ("mine", "other")
-    )
+    mine, other = (place.delivery(played, who) for who in ("mine", "other"))
     with monkeypatch.context() as patch:  # both begin at once
         patch.setattr(Tracker, "_overviews", lambda self: {})
         for delivery in (mine, other):
@@ -339,10 +336,7 @@ def test_of_a_trial_that_failed_and_was_trained_again_elsewhere_the_result_stays
 def test_who_was_asleep_does_not_deliver_again_what_others_did(place: Place) -> None:
     """It trained the trials before they were taken over, so it has their runs."""
     played = play(study(EWC, trials=3))
-    asleep, other = (
-        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
-        for who in ("asleep", "other")
-    )
+    asleep, other = (place.delivery(played, who) for who in ("asleep", "other"))
     asleep.trials(played.searchers, played.records)  # looks at what is there
     played.all(other)
     close(other, played)
@@ -355,11 +349,8 @@ def test_who_delivers_its_own_ties_it_to_the_overview_that_stays(
     gathers_first: bool, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two drivers began at once, with an overview each, and end at the same moment."""
-    played = play(study(EWC, trials=3), owner=Tracker(place.uri, place.name, place.folder / "second").owner)
-    first, second = (
-        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
-        for who in ("first", "second")
-    )
+    played = play(study(EWC, trials=3), owner=place.tracker("second").owner)
+    first, second = (place.delivery(played, who) for who in ("first", "second"))
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "_overviews", lambda self: {})
         for delivery in (first, second):
@@ -381,10 +372,7 @@ def test_two_studies_of_one_file_in_one_experiment_leave_each_other_alone(
 ) -> None:
     """Two people with the same file, a storage each, and one server: their grids have trials in common."""
     one, two = play(study(EWC, trials=3)), play(study(EWC, trials=3))
-    ours, theirs = (
-        Delivery(Tracker(place.uri, place.name, place.folder / who), played.study, place.shown, place.said.append)
-        for who, played in (("ours", one), ("theirs", two))
-    )
+    ours, theirs = (place.delivery(played, who) for who, played in (("ours", one), ("theirs", two)))
     with monkeypatch.context() as patch:  # both begin at once
         patch.setattr(Tracker, "_overviews", lambda self: {})
         for delivery, played in ((ours, one), (theirs, two)):
