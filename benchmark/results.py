@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -17,7 +18,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,8 @@ from benchmark import metrics
 from benchmark.collection import uncollected
 from benchmark.runs import Result, Run
 
+ANYTIME = ("min_acc", "wc_acc", "average_anytime_accuracy")
+"""Columns of `runs.csv` that measure, where runs were evaluated during training."""
 METRICS = (
     "average_accuracy",
     "forgetting",
@@ -38,11 +41,9 @@ METRICS = (
     "fwt",
     "learning_accuracy",
     "average_incremental_accuracy",
-    "min_acc",
-    "wc_acc",
-    "average_anytime_accuracy",
+    *ANYTIME,
 )
-"""Columns of `runs.csv` that measure; the last three only where runs were evaluated during training."""
+"""Columns of `runs.csv` that measure."""
 LEADING = ("run_key", "strategy", "seed", "status")
 STUDY = "study"
 """A setting of a study's folder: its runs are trials and tests, which an experiment's are not."""
@@ -129,13 +130,14 @@ class Store:
 
     Args:
         folder: made if missing.
+        fields: of every run that is added, beside its own.
 
     Raises:
         ResultsError: on entering, if the folder cannot be written or another process holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, fields: Mapping[str, str] | None = None) -> None:
+        self.folder, self._fields = folder, fields or {}
         self._lock, self._owner = FileLock(folder / ".lock", timeout=0), folder / ".owner"
         self._turn = threading.Lock()
         self.records: dict[str, Record] = {}
@@ -199,7 +201,7 @@ class Store:
         Raises:
             ResultsError: the disk does not take them.
         """
-        new = [record(result) for result in results]
+        new = [dataclasses.replace(r, fields=r.fields | {**self._fields}) for r in map(record, results)]
         with self._turn:
             again = any(r.run_key in self.records for r in new)
             self.records = self.records | {r.run_key: r for r in new}

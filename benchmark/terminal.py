@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmark.runs import Run
     from strategies.base import Params
     from strategies.conformance import Case
-    from studies.run import Answer
+    from studies.answers import Answer
 
 
 PLAIN_EVERY = 5.0  # seconds between lines where the output is not a terminal
@@ -174,7 +174,7 @@ def study_table(answers: Sequence[Answer]) -> Table:
     Args:
         answers: one a strategy.
     """
-    from studies.run import interval, shown
+    from studies.answers import interval, shown
 
     counts = sorted({len(values) for a in answers for values in a.tested.values()})
     n = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))

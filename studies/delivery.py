@@ -19,6 +19,7 @@ from benchmark.results import Record
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
 from studies import frames, objectives
+from studies.answers import saving
 from studies.places import PLACE, REASON, SEEDS
 from studies.search import Searcher, reason
 from studies.spec import Study
@@ -208,7 +209,7 @@ class Delivery:
             status="finished" if state == "complete" else state,
             reason=trial.user_attrs.get(REASON, "") or reason(seeds),
             params={k: str(v) for k, v in params.items()},
-            metrics=_metrics(self._study, trial.params, seeds, records),
+            metrics=_metrics(self._study, trial.params, seeds, records) | frames.saved(trial),
             started=self._asked(searcher, trial),
             ended=_ended(trial),
             runs=[self._named(records[s["run_key"]], label, "tuning") for s in seeds if s["run_key"] in records],
@@ -302,5 +303,9 @@ def _budget(study: Study, searchers: Sequence[Searcher]) -> str:
     for searcher in searchers:
         states = [frames.state(trial.user_attrs[SEEDS]) for trial in searcher.ended]
         lost = [f", {states.count(state)} {state}" for state in frames.LOST if state in states]
+        saved = [found for trial in searcher.ended if (found := frames.saved(trial))]
+        if saved:
+            epochs, seconds = (sum(each[f"saved_{what}"] for each in saved) for what in ("run_epochs", "seconds"))
+            lost.append(f", {saving(int(epochs), seconds)}")
         spent.append(f"`{searcher.search.label}` {len(states)} trials{''.join(lost)}")
     return f"Protocol {study.describe()}.\n\nSpent: {'; '.join(spent)}."

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from benchmark.results import Record
 from studies import objectives, plasticity
-from studies.places import REASON, SEEDS
+from studies.places import REASON, SAVED, SEEDS
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -66,7 +66,7 @@ def seed_row(study: Study, seed: Mapping[str, Any], records: Mapping[str, Record
         records: of runs, by key.
     """
     record = records.get(seed["run_key"])
-    known = {name: objectives.value(name, record.accuracy) for name in measures(study)} if record else {}
+    known = {name: objectives.value(name, record) for name in measures(study)} if record else {}
     return {**dict.fromkeys(measures(study)), **known, **seed}
 
 
@@ -82,6 +82,7 @@ def trials(searchers: Sequence[Searcher], records: Mapping[str, Record]) -> pd.D
     searched = list(dict.fromkeys(name for s in searchers for name in s.search.space))
     head = ["strategy", "trial", "state", "reason", "best", *searched, *measures(study), "seconds"]
     head += ["plasticity_kept"] if study.protocol == plasticity.PROTOCOL else []
+    head += ["saved_run_epochs", "saved_seconds"] if any("saved_seconds" in row for row in rows) else []
     return pd.DataFrame(rows, columns=head).astype(dict.fromkeys([*measures(study), "seconds"], float))
 
 
@@ -97,7 +98,13 @@ def _trial(searcher: Searcher, trial: FrozenTrial, records: Mapping[str, Record]
         **trial.params,
         **means(searcher.study, told, records),
         **plasticity_kept(searcher.study, told),
+        **saved(trial),
     }
+
+
+def saved(trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
+    """What giving up a trial saved, see `pruning.GivenUp`; empty for one that was not given up."""
+    return {f"saved_{name}": value for name, value in trial.user_attrs.get(SAVED, {}).items()}
 
 
 def plasticity_kept(study: Study, told: Sequence[Mapping[str, Any]]) -> dict[str, float]:

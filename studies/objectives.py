@@ -1,4 +1,4 @@
-"""What a study may optimise: a number a run, from its accuracy matrix."""
+"""What a study may optimise: a number a run, from its accuracy matrix or from evaluations while it trained."""
 
 from __future__ import annotations
 
@@ -9,37 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark import metrics
+from benchmark.results import ANYTIME, Record
 
 Matrix = NDArray[np.float64]
 
 Direction = Literal["maximize", "minimize"]
 
-OBJECTIVES: dict[str, tuple[Callable[[Matrix], float], Direction]] = {
-    "average_accuracy": (metrics.average_accuracy, "maximize"),
-    "forgetting": (metrics.forgetting, "minimize"),
-    "bwt": (metrics.bwt, "maximize"),
-    "fwt": (metrics.fwt, "maximize"),
-    "learning_accuracy": (metrics.learning_accuracy, "maximize"),
-    "average_incremental_accuracy": (metrics.average_incremental_accuracy, "maximize"),
-    "stability": (metrics.stability, "maximize"),
-    "plasticity": (metrics.learning_accuracy, "maximize"),
+AFTER_TASKS: dict[str, Callable[[Matrix], float]] = {
+    "average_accuracy": metrics.average_accuracy,
+    "forgetting": metrics.forgetting,
+    "bwt": metrics.bwt,
+    "fwt": metrics.fwt,
+    "learning_accuracy": metrics.learning_accuracy,
+    "average_incremental_accuracy": metrics.average_incremental_accuracy,
+    "stability": metrics.stability,
+    "plasticity": metrics.learning_accuracy,
 }
-"""Function of an accuracy matrix and the direction to push it, by name."""
+"""Functions of an accuracy matrix, by name: also of the tasks so far, while others are to come."""
+WHILE_TRAINING = ANYTIME
+"""Names of metrics that need `train.evaluate_every`."""
+OBJECTIVES = (*AFTER_TASKS, *WHILE_TRAINING)
 
 
-def value(name: str, accuracy: Matrix) -> float:
+def value(name: str, record: Record) -> float:
     """An objective of one run.
 
     Args:
-        name: a key of `OBJECTIVES`.
-        accuracy: accuracy matrix, shape (T + 1, T).
+        name: one of `OBJECTIVES`.
+        record: of the run; NaN where it was not evaluated while it trained, and the metric needs that.
     """
-    return OBJECTIVES[name][0](accuracy)
+    if name in AFTER_TASKS:
+        return AFTER_TASKS[name](record.accuracy)
+    return record.values.get(name, float("nan"))
 
 
 def direction(name: str) -> Direction:
     """Which way is better."""
-    return OBJECTIVES[name][1]
+    return "minimize" if name == "forgetting" else "maximize"
 
 
 def worst(name: str) -> float:

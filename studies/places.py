@@ -10,12 +10,13 @@ tried again. A trial that failed stays so. Hence no place is filled twice, and n
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-PLACE, DRIVER, SEEDS, REASON = "place", "driver", "seeds", "reason"
-"""User attributes of a trial: what it fills, who trains it, what came of it, and why it has no value."""
+PLACE, DRIVER, SEEDS, REASON, SAVED = "place", "driver", "seeds", "reason", "saved"
+"""User attributes of a trial: what it fills, who trains it, what came of it, why it has no value, what that saved."""
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -76,6 +77,20 @@ def spent(trials: Sequence[FrozenTrial], budget: int) -> bool:
 def _places(trials: Iterable[FrozenTrial], budget: int) -> range:
     older = sum(PLACE not in trial.user_attrs and counts(trial) for trial in trials)  # of a version without places
     return range(older, budget)
+
+
+def seconds(trials: Iterable[FrozenTrial]) -> float:
+    """Wall time in which any of some trials was in training: of all drivers and commands, and none while all rested.
+
+    Args:
+        trials: those that ended; one that a driver left behind may have ended long after that.
+    """
+    times = sorted((t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete)
+    total, until = timedelta(), datetime.min
+    for began, ended in times:
+        total += max(ended - max(began, until), timedelta())
+        until = max(until, ended)
+    return total.total_seconds()
 
 
 def waits(trial: FrozenTrial) -> bool:

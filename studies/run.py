@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,6 @@ import numpy as np
 import optuna
 import torch
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
-from scipy import stats
-from tabulate import tabulate
 
 from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.data import ImageSet
@@ -27,10 +24,11 @@ from benchmark.results import STUDY, Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from benchmark.tracking import Tracker
-from studies import frames, objectives, plasticity
+from studies import frames, objectives, places, plasticity
+from studies.answers import Answer, found, markdown, saving, shown
 from studies.delivery import Delivery, Presentation
 from studies.drivers import Driver
-from studies.final import Final, Tested
+from studies.final import Final
 from studies.pruning import Halving
 from studies.search import Searcher
 from studies.spec import Study
@@ -39,33 +37,6 @@ from studies.waiting import Waiting
 
 Say = Callable[[str], None]
 Planned = Callable[[plan.Plan, list[ImageSet]], None]
-WITHIN = 0.01  # of the best value: how far λ may be off and cost no more than a point
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a study found for one strategy.
-
-    Attributes:
-        label: of the strategy.
-        params: the chosen setting; empty if no trial ended well.
-        trials: that counted, and how many of them failed.
-        promised: the objective's mean over tuning seeds, by name.
-        tested: its values over the test seeds, by name; none for a run that diverged.
-        flat: for each number searched, the range of trials within a point of the chosen one, or better; empty with two
-            objectives.
-        protocol: by which the setting was chosen; `test-oracle` let trials see the test set.
-        why: how it came to be chosen, where the best value did not decide.
-    """
-
-    label: str
-    params: dict[str, Any]
-    trials: tuple[int, int]
-    promised: dict[str, float]
-    tested: dict[str, list[float]]
-    flat: dict[str, tuple[float, float]] = field(default_factory=dict)
-    protocol: str = "validation"
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,18 +56,12 @@ class Outcome:
     undelivered: str | None = None
 
     def timing(self) -> str:
-        """One line for people."""
+        """For people."""
         whole = self.seconds["all"]
         parts = [f"{what} {s:.0f} s ({s / whole:.0%})" for what, s in self.seconds.items() if what != "all"]
-        return f"time     {whole:.0f} s: {', '.join(parts)}"
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of Student's 95% interval; NaN for the width of fewer than two."""
-    mean = float(np.mean(values)) if values else float("nan")
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+        epochs, seconds = (sum(each) for each in zip(*(answer.saved for answer in self.answers), strict=True))
+        pruned = f"\npruning  {saving(epochs, seconds)}" if epochs else ""
+        return f"time     {whole:.0f} s: {', '.join(parts)}{pruned}"
 
 
 class _Trainer:
@@ -133,10 +98,11 @@ class _Trainer:
         together = prune.trials if prune else None  # seeds of a trial are given up together
         made = plan.make(runs, tasks, self._device, room=room, trained=self._trunks, together=together)
         self._planned(made, tasks)
-        for _ in schedule.execute(
+        for results in schedule.execute(
             made, tasks, self._device, self._listener, self.store.add, prune, self._executor, self._trunks
         ):
-            pass
+            if prune:
+                prune.note(results)
         self.seconds += time.perf_counter() - started
 
     def load(self, scenario: Scenario) -> list[ImageSet]:
@@ -187,7 +153,7 @@ def run(
     """
     started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store(out / (study.name + suffix)))
+        store = stack.enter_context(Store(out / (study.name + suffix), {"protocol": study.marked}))
         driver = stack.enter_context(Driver.here(tracker.owner if tracker else "").at_work())
         opened = Storage.of(storage)
         opened.say = say
@@ -200,7 +166,9 @@ def run(
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)
         delivery, waiting = Delivery(tracker, study, presentation, say), Waiting(opened, say)
-        _search(study, searchers, train, delivery, waiting, started, say)
+        # The time is the study's: what went into trials that are there has been spent.
+        spent = places.seconds(trial for searcher in searchers for trial in searcher.ended)
+        _search(study, searchers, train, delivery, waiting, started - spent, say)
         answers, tested = _test(study, searchers, train, driver, waiting, say)
         if tested is None:
             delivery.own(searchers, store.records)
@@ -249,23 +217,20 @@ def _train(
     entries = [study.entry(searcher.search, trial.params) for searcher, trial in asked]
     runs = [study.runs(entry, study.tuning, study.tuning_seeds) for entry in entries]
     beside = [plasticity.beside(study, entry) for entry in entries]
-    keys = [tuple(run.key for run in each) for each in runs]
-    # A setting may be asked twice in a batch: its runs are the first trial's.
-    owners: dict[tuple[str, ...], tuple[str, int]] = {}
-    for (searcher, trial), key in zip(asked, keys, strict=True):
-        owners.setdefault(key, (searcher.search.label, trial.number))
+    of = [(searcher.search.label, trial.number) for searcher, trial in asked]
     halving = None
     if study.table.pruning == "halving":
-        trials = {run: owner for key, owner in owners.items() for run in key}
+        # A setting may be asked twice in a batch: its runs are one of the two trials'.
+        trials = {run.key: trial for trial, each in zip(of, runs, strict=True) for run in each}
         halving = Halving(study.objectives[0], trials, train.load(study.tuning))
     records = train([run for each in [*runs, *beside] for run in each], halving)
-    for (searcher, trial), each, compared, key in zip(asked, runs, beside, keys, strict=True):
-        given_up = halving.values.get(owners[key]) if halving else None
+    gone = [halving.given_up(trial, each) if halving else None for trial, each in zip(of, runs, strict=True)]
+    for (searcher, trial), each, compared, given_up in zip(asked, runs, beside, gone, strict=True):
         counted = searcher.holds(trial)
         if counted and given_up:
             seeds = [{"seed": run.seed, "run_key": run.key, "status": "pruned"} for run in each]
             # Told first, since pruning says why; there are no runs whose ids it would want.
-            if counted := searcher.prune(trial, seeds, *given_up):
+            if counted := searcher.prune(trial, seeds, given_up):
                 delivery.trial(searcher, trial, seeds, records)
         elif counted:
             seeds = [_seed(study, records[run.key]) for run in each]
@@ -275,7 +240,9 @@ def _train(
         if not counted:
             say(f"{searcher.search.label}: trial {trial.number} was taken over meanwhile, and counts there")
     if halving:
-        say(f"pruned {len(halving.values)} of {len(asked)} trials, {halving.saved} run-epochs saved")
+        pruned = [each for each in gone if each]
+        saved = saving(sum(each.run_epochs for each in pruned), sum(each.seconds for each in pruned))
+        say(f"pruned {len(pruned)} of {len(asked)} trials: {saved}")
 
 
 def _test(
@@ -300,14 +267,14 @@ def _test(
     if (values := values or final.found()) is None:
         say(f"testing the best setting of each strategy, seeds {', '.join(map(str, study.test_seeds))}")
         train(listed)
-        found = {label: [train.store.records[run.key] for run in each] for label, each in runs.items()}
-        values = {s.search.label: _values(study, found.get(s.search.label, [])) for s in searchers}
-        if any(record.status == "failed" for each in found.values() for record in each):
+        tested = {label: [train.store.records[run.key] for run in each] for label, each in runs.items()}
+        values = {s.search.label: _values(study, tested.get(s.search.label, [])) for s in searchers}
+        if any(record.status == "failed" for each in tested.values() for record in each):
             final.give_up()
-            return _answers(study, searchers, chosen, values), found
+            return found(study, searchers, chosen, values), tested
         final.note(values)
     final.close()
-    answers = _answers(study, searchers, chosen, values)
+    answers = found(study, searchers, chosen, values)
     if any(run.key not in train.store.records for run in listed):
         say("the best settings were tested by another driver, which has the tables and delivers them")
         return answers, None
@@ -316,50 +283,14 @@ def _test(
 
 def _values(study: Study, records: list[Record]) -> dict[str, list[float]]:
     """Each objective's values over the runs that ended well."""
-    well = [record.accuracy for record in records if record.status == "finished"]
-    return {name: [objectives.value(name, accuracy) for accuracy in well] for name in study.objectives}
-
-
-def _answers(
-    study: Study, searchers: list[Searcher], chosen: Mapping[str, FrozenTrial], tested: Tested
-) -> list[Answer]:
-    answers, by_plasticity = [], study.protocol == plasticity.PROTOCOL
-    for searcher in searchers:
-        label = searcher.search.label
-        failed = sum(t.state == TrialState.FAIL for t in searcher.ended)
-        best = chosen.get(label)
-        answers.append(
-            Answer(
-                label=label,
-                params=dict(best.params) if best else {},
-                trials=(len(searcher.ended), failed),
-                promised=dict(zip(study.objectives, best.values, strict=True)) if best else {},
-                tested={name: list(tested[label][name]) for name in study.objectives},
-                flat=_flat(study, searcher, best),
-                protocol=study.protocol,
-                why=plasticity.verdict(study, searcher.search, best) if best and by_plasticity else "",
-            )
-        )
-    return answers
-
-
-def markdown(answers: list[Answer]) -> str:
-    """What a study found, as a Markdown table; in per cent."""
-    rows = []
-    for a in answers:
-        for name, promised in a.promised.items():
-            mean, half = interval(a.tested[name])
-            tested = f"{100 * mean:.1f} ± {100 * half:.1f}"
-            rows.append([f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, a.protocol])
-    heads = ["strategy", "best setting", "objective", "promised", "tested (95% interval)", "protocol"]
-    table = str(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
-    return "\n\n".join([table, *(f"{a.why}." for a in answers if a.why)])
+    well = [record for record in records if record.status == "finished"]
+    return {name: [objectives.value(name, record) for record in well] for name in study.objectives}
 
 
 def _seed(study: Study, record: Record) -> dict[str, Any]:
     # All that figures show: whoever draws them may not have the runs.
-    found = {name: objectives.value(name, record.accuracy) for name in frames.measures(study)}
-    finite = {name: v if np.isfinite(v) else None for name, v in found.items()}  # JSON has no NaN
+    measured = {name: objectives.value(name, record) for name in frames.measures(study)}
+    finite = {name: v if np.isfinite(v) else None for name, v in measured.items()}  # JSON has no NaN
     return {"seed": record.seed, "run_key": record.run_key, "status": record.status, **finite}
 
 
@@ -370,17 +301,3 @@ def _progress(study: Study, searcher: Searcher) -> str:
         return f"{done}, none ended well"
     values = ", ".join(f"{name} {100 * v:.2f}" for name, v in zip(study.objectives, best.values, strict=True))
     return f"{done}, {'chosen' if study.protocol == plasticity.PROTOCOL else 'best'} {values} at {shown(best.params)}"
-
-
-def shown(params: dict[str, Any]) -> str:
-    """`lam=1.2e+04, estimator=exact`."""
-    return ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
-
-
-def _flat(study: Study, searcher: Searcher, best: FrozenTrial | None) -> dict[str, tuple[float, float]]:
-    if best is None or len(study.objectives) > 1:
-        return {}
-    worse = -1 if objectives.direction(study.objectives[0]) == "maximize" else 1
-    near = [t for t in searcher.complete if worse * (t.values[0] - best.values[0]) <= WITHIN]
-    numbers = [k for k, v in best.params.items() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return {k: (min(t.params[k] for t in near), max(t.params[k] for t in near)) for k in numbers}

@@ -20,7 +20,8 @@ from benchmark.keys import generator_seed
 from studies import objectives, places, plasticity
 from studies.claims import Claims
 from studies.drivers import Driver
-from studies.places import DRIVER, REASON, SEEDS
+from studies.places import DRIVER, REASON, SAVED, SEEDS
+from studies.pruning import GivenUp
 from studies.ranges import Search
 from studies.spec import Study
 from studies.storage import Storage, StudyError, patient
@@ -195,21 +196,21 @@ class Searcher:
         return self._end(trial, seeds, reason(seeds), **self._told(seeds))
 
     @patient
-    def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], task: int, value: float) -> bool:
+    def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], given_up: GivenUp) -> bool:
         """End a trial that was given up.
 
         Args:
             trial: from `ask`.
             seeds: of each tuning seed: `seed`, `run_key`, `status`.
-            task: after which it was given up.
-            value: of the objective over the tasks so far.
+            given_up: when, and what that saved.
 
         Returns:
             Whether it counts, as `tell` does.
         """
         with contextlib.suppress(UpdateFinishedTrialError):
-            trial.report(value, task)
-        return self._end(trial, seeds, f"pruned after task {task}", state=TrialState.PRUNED)
+            trial.report(given_up.value, given_up.task)
+        self.note(trial, SAVED, {"run_epochs": given_up.run_epochs, "seconds": given_up.seconds})
+        return self._end(trial, seeds, f"pruned after task {given_up.task}", state=TrialState.PRUNED)
 
     @patient
     def _end(self, /, trial: optuna.Trial, seeds: list[dict[str, Any]], why: str, **told: Any) -> bool:

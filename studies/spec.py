@@ -18,7 +18,7 @@ from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from strategies.registry import did_you_mean
 from studies import ranges
-from studies.objectives import OBJECTIVES
+from studies.objectives import OBJECTIVES, WHILE_TRAINING
 from studies.ranges import Search
 
 Protocol = Literal["validation", "first-k", "plasticity-first", "two-dataset", "test-oracle"]
@@ -53,7 +53,8 @@ class StudyTable(BaseModel):
     `plasticity`, `lam_decay` and `lam_decays` are those of `plasticity-first`, see `studies.plasticity`; `tasks` is the
     k of `first-k`, `tune_on` the scenario of `two-dataset`. `pruning = "halving"` gives up the worse half of the trials
     that train in one stack, after tasks 2, 4, 8, ... but the last, so that its result depends on how many processors
-    and how much memory there are; see `studies.pruning`.
+    and how much memory there are; see `studies.pruning`. `timeout` is in seconds, of the whole study: what went into
+    trials before `--resume` has been spent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -97,13 +98,16 @@ class StudyTable(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> StudyTable:
-        two, halving = isinstance(self.objective, list) and len(self.objective) > 1, self.pruning == "halving"
+        two, halving = len(self.objectives) > 1, self.pruning == "halving"
         wrong = {
             "protocol two-dataset, and no other, needs tune_on: the scenario to tune on": (
                 ("two-dataset" in self.protocols) != (self.tune_on is not None)
             ),
             "sampler gp: expected one objective, got two; take tpe": self.sampler == "gp" and two,
             "pruning halving: expected one objective, got two; take none": halving and two,
+            f"pruning halving: expected an objective known after each task, got {self.objectives[0]}; take none": (
+                halving and self.objectives[0] in WHILE_TRAINING
+            ),
             "pruning halving: protocol plasticity-first wants every trial to the end; take none": (
                 halving and "plasticity-first" in self.protocols
             ),
@@ -114,6 +118,11 @@ class StudyTable(BaseModel):
         if any(wrong.values()):
             raise ValueError("; ".join(what for what, is_so in wrong.items() if is_so))
         return self
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """One name, or two."""
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -142,8 +151,7 @@ class Study:
     @property
     def objectives(self) -> tuple[str, ...]:
         """One name, or two."""
-        objective = self.table.objective
-        return (objective,) if isinstance(objective, str) else tuple(objective)
+        return self.table.objectives
 
     @property
     def tuning(self) -> Scenario:
@@ -162,6 +170,11 @@ class Study:
         """What the chosen setting is trained and tested on in the end: all training images, and the test set once."""
         scenario = self.experiment.scenario
         return scenario.part(self.table.tasks + 1, scenario.tasks) if self.protocol == "first-k" else scenario
+
+    @property
+    def marked(self) -> str:
+        """The protocol, as tables name it wherever they may end up."""
+        return f"{self.protocol}, tuned on test" if self.protocol == "test-oracle" else self.protocol
 
     @property
     def trials(self) -> int:
@@ -265,6 +278,7 @@ def parse(content: dict[str, Any]) -> list[Study]:
     experiments = _bounds({k: v for k, v in content.items() if k != "study"}, ends, errors)
     if table and experiments:
         errors += _lengths(table, experiments[0].scenario)
+        errors += _unseen(table, experiments)
     errors += _twice(searches, experiments if len(experiments) == len(searches) else [])
     if errors or table is None:
         raise ConfigError("study", errors)
@@ -340,18 +354,37 @@ def _ladder(path: str, search: Search, table: StudyTable) -> list[str]:
     return lines
 
 
+def _unseen(table: StudyTable, experiments: list[Experiment]) -> list[str]:
+    """Objectives that no strategy's runs would have: they need evaluations while training."""
+    if all(experiment.entries[0].recipe.evaluate_every for experiment in experiments):
+        return []
+    how = "is measured while training: expected train.evaluate_every, in steps, got 0"
+    return [f"study.objective: {name} {how}" for name in table.objectives if name in WHILE_TRAINING]
+
+
+def _shape(scenario: Scenario) -> str:
+    return f"{scenario.tasks} tasks, {scenario.incremental} incremental"
+
+
 def _lengths(table: StudyTable, scenario: Scenario) -> list[str]:
-    """What is wrong with the number of tasks: of one alone nothing is forgotten, and λ acts from the second."""
+    """What is wrong with the number of tasks: of one alone nothing is forgotten, and λ acts from the second.
+
+    A λ chosen on other images says something where there are as many tasks and they are told apart in the same way.
+    """
     lengths = {"scenario": scenario} | ({"study.tune_on": scenarios.resolve(table.tune_on)} if table.tune_on else {})
     short = [f"{path}: expected at least 2 tasks, got 1" for path, each in lengths.items() if each.tasks < 2]
-    if lengths.get("study.tune_on") == scenario:
-        short.append("study.tune_on: expected another scenario than the one that is reported on, got the same")
+    if (other := lengths.get("study.tune_on")) and not short:
+        if other == scenario:
+            short.append("study.tune_on: expected another scenario than the one that is reported on, got the same")
+        elif (other.tasks, other.incremental) != (scenario.tasks, scenario.incremental):
+            short.append(
+                f"study.tune_on: expected the shape that is reported on, {_shape(scenario)}, got {_shape(other)}"
+            )
     if "first-k" in table.protocols and scenario.tasks - table.tasks < 2:
         left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
         short.append(f"study.tasks: expected to leave {left}, got {table.tasks} to tune on")
     if table.pruning == "halving" and not short:
-        tuned = {"first-k": table.tasks, "two-dataset": lengths.get("study.tune_on", scenario).tasks}
-        idle = [p for p in table.protocols if tuned.get(p, scenario.tasks) <= 2]
+        idle = [p for p in table.protocols if (table.tasks if p == "first-k" else scenario.tasks) <= 2]
         acts = "halving acts after tasks 2, 4, 8, ... but the last"
         short += [f"study.pruning: {acts}, and trials of protocol {p} have 2 tasks; take none" for p in idle]
     return short

@@ -15,12 +15,14 @@ from benchmark.results import Record
 from studies import objectives, plasticity, spec
 from studies.delivery import Delivery
 from studies.drivers import Driver
+from studies.pruning import GivenUp
 from studies.search import Searcher
 from studies.spec import Study
 
 EWC = {"name": "ewc", "lam": {"low": 1.0, "high": 1e6, "log": True}}
 L2 = {"name": "l2", "lam": {"low": 1e-3, "high": 1e3, "log": True}}
 TASKS, SEEDS = 3, 2
+GIVEN_UP = GivenUp(task=2, value=0.5, run_epochs=4, seconds=1.5)
 Lost = Callable[[str, int, int], bool]
 
 
@@ -88,7 +90,7 @@ class Played:
             if delivery:
                 delivery.trial(searcher, trial, seeds, self.records)
             if pruned:
-                searcher.prune(trial, seeds, 2, 0.5)
+                searcher.prune(trial, seeds, GIVEN_UP)
             else:
                 searcher.tell(trial, seeds)
         if delivery:
@@ -127,7 +129,7 @@ class Played:
             )
             made = record(key, label, seed, trial.params["lam"], status)
             self.records[key] = made
-            values = {name: objectives.value(name, made.accuracy) for name in self.study.objectives}
+            values = {name: objectives.value(name, made) for name in self.study.objectives}
             finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
             told.append({"seed": seed, "run_key": key, "status": status, **finite})
             if self.study.protocol == plasticity.PROTOCOL:

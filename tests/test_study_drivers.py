@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from studies import storage as storages
 from studies.drivers import Driver
 from studies.final import Final
 from studies.places import DRIVER, PLACE, REASON, SEEDS
+from studies.pruning import GivenUp
 from studies.search import Searcher, grid
 from studies.storage import Storage
 from tests.test_study_run import go
@@ -81,6 +83,7 @@ def trial_at(number: int, place: int | None, state: TrialState = TrialState.RUNN
 
 
 FILLED = {SEEDS: [seed(0)]}
+MIDNIGHT = datetime(2026, 1, 1)
 
 
 def test_of_two_trials_of_a_place_the_first_has_it() -> None:
@@ -92,6 +95,20 @@ def test_a_trial_left_behind_gives_its_place_to_the_next() -> None:
     left = trial_at(0, 0, TrialState.FAIL)
     assert places.abandoned(left) and not places.counts(left)
     assert places.holders([left, trial_at(1, 0), trial_at(2, 0)])[0].number == 1
+
+
+def test_the_time_of_a_study_is_that_in_which_any_trial_was_in_training() -> None:
+    def worked(began: float, ended: float | None) -> FrozenTrial:
+        trial = trial_at(0, 0)
+        trial.datetime_start = MIDNIGHT + timedelta(seconds=began)
+        trial.datetime_complete = None if ended is None else MIDNIGHT + timedelta(seconds=ended)
+        return trial
+
+    side_by_side = [worked(2, 8), worked(0, 10), worked(5, 12)]
+    later = [worked(100, 101), worked(101, 101.5)]
+    clock_set_back, running = worked(200, 190), worked(300, None)
+    assert places.seconds([]) == 0
+    assert places.seconds([*later, *side_by_side, clock_set_back, running]) == 13.5
 
 
 def test_a_trial_that_failed_for_a_reason_fills_its_place() -> None:
@@ -390,7 +407,7 @@ def test_a_driver_that_was_asleep_finds_its_trials_gone_and_counts_none_twice(
     assert lams(again) == lams(late)
     assert not any(asleep.holds(trial) for trial in late)
     # Before the other one has told, and after.
-    assert not tell(asleep, late[0]) and not asleep.prune(late[1], [seed(0, "pruned")], 2, 0.5)
+    assert not tell(asleep, late[0]) and not asleep.prune(late[1], [seed(0, "pruned")], GivenUp(2, 0.5, 4, 1.5))
     for trial in again:
         assert tell(one, trial)
     asleep.note(late[2], "mlflow_runs", ["a"])

@@ -24,6 +24,7 @@ from benchmark.results import ResultsError, Store
 from benchmark.server import redacted
 from studies import search
 from studies import storage as storages
+from studies.pruning import GivenUp
 from studies.search import Searcher
 from studies.storage import Storage, StudyError
 from tests.test_end_to_end import environment, table
@@ -454,7 +455,7 @@ def test_a_storage_locked_while_a_study_runs_is_the_same_clear_line(database: tu
     for call in (
         asker.ask,
         lambda: asker.tell(trial, [{"seed": 0, "run_key": "k", "status": "finished", "average_accuracy": 0.5}]),
-        lambda: asker.prune(trial, [{"seed": 0, "run_key": "k", "status": "pruned"}], 2, 0.5),
+        lambda: asker.prune(trial, [{"seed": 0, "run_key": "k", "status": "pruned"}], GivenUp(2, 0.5, 4, 1.5)),
     ):
         with pytest.raises(StudyError, match="cannot be used: .*database is locked"):
             call()

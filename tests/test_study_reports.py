@@ -111,8 +111,9 @@ def test_a_diverged_trial_has_a_reason_and_no_value_whatever_optuna_was_told(tol
 
 def test_a_pruned_trial_has_its_reason_and_neither_value_nor_seconds() -> None:
     played = play(study(EWC)).all(prunes=[0])
-    row = frames.trials(played.searchers, played.records).iloc[0]
+    row, other = (frames.trials(played.searchers, played.records).iloc[i] for i in (0, 1))
     assert (row["state"], row["reason"]) == ("pruned", "pruned after task 2")
+    assert (row["saved_run_epochs"], row["saved_seconds"]) == (4, 1.5) and np.isnan(other["saved_seconds"])
     assert np.isnan(row["average_accuracy"]) and np.isnan(row["seconds"])
 
 

@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from studies import objectives
+from studies.pruning import GivenUp
 from studies.search import DECADES, Searcher, StudyError, free_suffix, grid
 from studies.spec import Search
 from tests.test_end_to_end import environment
@@ -32,10 +33,12 @@ def search_of(**space: Any) -> Search:
     return Search("x", {"name": "x"}, space)
 
 
-def searcher(storage: BaseStorage | None = None, *, resume: bool = False, ranges: Any = None, **study: Any) -> Searcher:
+def searcher(
+    storage: BaseStorage | None = None, *, resume: bool = False, ranges: Any = None, train: Any = None, **study: Any
+) -> Searcher:
     """Searches EWC's λ from 1 to 1e6 unless told otherwise, 12 trials in batches of 4."""
     storage = storage or InMemoryStorage()
-    changes = {"strategy": [{"name": "ewc"} | ranges]} if ranges else {}
+    changes = ({"strategy": [{"name": "ewc"} | ranges]} if ranges else {}) | ({"train": train} if train else {})
     chosen = made({"trials": 12, "batch": 4} | study, **changes)
     return Searcher(chosen, chosen.searches[0], storage, resume=resume)
 
@@ -296,7 +299,7 @@ def test_a_trial_with_a_diverged_seed_fails_and_says_which() -> None:
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_a_diverged_trial_may_be_told_as_the_worst_value_there_is(name: str) -> None:
-    asker = searcher(objective=name, diverged="worst")
+    asker = searcher(objective=name, diverged="worst", train={"epochs": 1, "evaluate_every": 10})
     first, second, *_ = asker.ask()
     asker.tell(first, [seed(0, "diverged", **{name: None}), seed(1, **{name: 0.5})])
     barely = objectives.worst(name) + (0.01 if objectives.direction(name) == "maximize" else -0.01)
@@ -460,12 +463,13 @@ def test_a_trial_killed_while_it_was_being_pruned_counts_once(last: str) -> None
 def test_a_pruned_trial_is_one_of_the_budget_and_never_the_best() -> None:
     asker = searcher()
     asked = asker.ask()
-    asker.prune(asked[0], [seed(0, "pruned"), seed(1, "pruned")], task=2, value=0.99)
+    asker.prune(asked[0], [seed(0, "pruned"), seed(1, "pruned")], GivenUp(2, 0.99, run_epochs=4, seconds=1.5))
     for trial in asked[1:]:
         tell(asker, trial)
     pruned = asker.optuna.trials[0]
     assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {2: 0.99})
     assert pruned.user_attrs["reason"] == "pruned after task 2"
+    assert pruned.user_attrs["saved"] == {"run_epochs": 4, "seconds": 1.5}
     assert (len(asker.ended), len(asker.complete)) == (4, 3)
     best = asker.best()
     assert best is not None and best.number != 0

@@ -172,13 +172,13 @@ PERFECT = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
 FORGOTTEN = [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", objectives.AFTER_TASKS)
 def test_nothing_is_worse_than_the_worst(name: str) -> None:
     import numpy as np
 
     rng = np.random.default_rng(0)
     drawn = [*rng.integers(0, 2, (400, 4, 3)).astype(float), np.array(PERFECT), np.array(FORGOTTEN)]
-    values = [objectives.value(name, a) for a in drawn]
+    values = [objectives.AFTER_TASKS[name](a) for a in drawn]
     sign = 1 if objectives.direction(name) == "maximize" else -1
     assert min(sign * v for v in values) == sign * objectives.worst(name)  # reached, and not passed
 
@@ -187,8 +187,8 @@ def test_stability_is_of_old_tasks_and_plasticity_of_each_when_it_was_new() -> N
     import numpy as np
 
     a = np.array([[0.1, 0.1, 0.1], [0.9, 0.2, 0.2], [0.8, 0.7, 0.2], [0.6, 0.4, 0.3]])
-    assert objectives.value("stability", a) == pytest.approx((0.6 + 0.4) / 2)
-    assert objectives.value("plasticity", a) == pytest.approx((0.9 + 0.7 + 0.3) / 3)
+    assert objectives.AFTER_TASKS["stability"](a) == pytest.approx((0.6 + 0.4) / 2)
+    assert objectives.AFTER_TASKS["plasticity"](a) == pytest.approx((0.9 + 0.7 + 0.3) / 3)
 
 
 def test_one_objective_may_be_written_as_a_list_of_one() -> None:
@@ -200,6 +200,7 @@ def test_one_objective_may_be_written_as_a_list_of_one() -> None:
 
 
 FIVE = {"name": "permuted-digits", "tasks": 5}
+SHAPED = {"name": "permuted-mnist", "tasks": 5}
 
 
 def test_by_default_a_tenth_of_the_training_images_decides_and_fresh_seeds_report() -> None:
@@ -219,7 +220,14 @@ def test_first_k_tunes_on_the_first_tasks_and_reports_on_the_others() -> None:
     assert (study.tuning.before, study.reported.before) == (0, 3)
 
 
-@pytest.mark.parametrize("tune_on", ["permuted-mnist", {"name": "split-mnist", "tasks": 2}, ["mnist", "kmnist"]])
+@pytest.mark.parametrize(
+    "tune_on",
+    [
+        {"name": "permuted-mnist", "tasks": 5},
+        {"name": "split-mnist", "tasks": 5, "incremental": "domain"},
+        ["mnist", "kmnist", "fashion-mnist", "mnist", "kmnist"],
+    ],
+)
 def test_two_dataset_tunes_on_a_scenario_of_its_own(tune_on: Any) -> None:
     from benchmark import scenarios
 
@@ -237,10 +245,10 @@ def test_test_oracle_tunes_on_what_it_reports_with_the_same_seeds_and_says_so() 
 
 def test_several_protocols_are_as_many_studies_each_named_after_its_own() -> None:
     protocols = ["test-oracle", "validation", "first-k", "two-dataset"]
-    found = spec.parse(changed({"protocol": protocols, "tune_on": "split-mnist"}, scenario=FIVE))
+    found = spec.parse(changed({"protocol": protocols, "tune_on": SHAPED}, scenario=FIVE))
     assert [(study.name, study.protocol) for study in found] == [(f"trial-{p}", p) for p in protocols]
     for study in found:
-        tune_on = "split-mnist" if study.protocol == "two-dataset" else None
+        tune_on = SHAPED if study.protocol == "two-dataset" else None
         alone = made({"protocol": study.protocol, "tune_on": tune_on}, scenario=FIVE)
         assert (study.tuning, study.reported) == (alone.tuning, alone.reported)
         assert (study.tuning_seeds, study.test_seeds) == (alone.tuning_seeds, alone.test_seeds)
@@ -278,7 +286,7 @@ def test_lam_comes_down_by_the_factor_and_as_often_as_the_file_says_and_stays_in
 
 @pytest.mark.parametrize("protocol", ["validation", "first-k", "plasticity-first", "two-dataset"])
 def test_no_protocol_but_test_oracle_has_a_test_image_or_a_seed_in_common_with_the_report(protocol: str) -> None:
-    tune_on = "permuted-mnist" if protocol == "two-dataset" else None
+    tune_on = SHAPED if protocol == "two-dataset" else None
     study = made({"protocol": protocol, "tune_on": tune_on, "seeds": 3, "test_seeds": 4}, scenario=FIVE)
     assert study.tuning.validation > 0
     assert study.reported.validation == 0
@@ -472,10 +480,6 @@ def test_a_fraction_where_whole_numbers_are_wanted_is_refused() -> None:
             "study.pruning: halving acts after tasks 2, 4, 8, ... but the last, and trials of protocol first-k have 2 "
             "tasks; take none",
         ),
-        (
-            {"pruning": "halving", "protocol": "two-dataset", "tune_on": ["mnist", "kmnist"]},
-            "study.pruning: halving acts after tasks 2, 4, 8, ... but the last, and trials of protocol two-dataset have",
-        ),
         ({"protocol": ["first-k"] * 2}, "study.protocol: expected one protocol, or several different ones, got"),
         ({"protocol": ["first-k", "two-dataset"]}, "study: protocol two-dataset, and no other, needs tune_on"),
         ({"diverged": "skip"}, "study.diverged: expected 'fail' or 'worst', got 'skip'"),
@@ -527,6 +531,30 @@ def test_halving_is_refused_where_trials_have_too_few_tasks_and_nowhere_else() -
     three = {"name": "permuted-digits", "tasks": 3}
     assert made(halving, scenario=three).table.pruning == "halving"
     assert made(halving | {"protocol": "first-k", "tasks": 3}, scenario=FIVE).table.pruning == "halving"
+
+
+@pytest.mark.parametrize(
+    ("tune_on", "got"),
+    [
+        ({"name": "permuted-mnist", "tasks": 4}, "4 tasks, domain incremental"),
+        ({"name": "split-mnist", "tasks": 5, "incremental": "class"}, "5 tasks, class incremental"),
+    ],
+)
+def test_two_dataset_wants_the_shape_that_is_reported_on(tune_on: Any, got: str) -> None:
+    said = error(changed({"protocol": "two-dataset", "tune_on": tune_on}, scenario=FIVE))
+    wanted = "expected the shape that is reported on, 5 tasks, domain incremental"
+    assert said == f"study.tune_on: {wanted}, got {got}"
+
+
+@pytest.mark.parametrize("name", objectives.WHILE_TRAINING)
+def test_what_is_measured_while_training_needs_evaluations_there(name: str) -> None:
+    wanted = "is measured while training: expected train.evaluate_every, in steps, got 0"
+    assert error(changed({"objective": name})) == f"study.objective: {name} {wanted}"
+    evaluated = BASE["train"] | {"evaluate_every": 2}
+    assert made({"objective": name}, train=evaluated).objectives == (name,)
+    halving = changed({"objective": name, "pruning": "halving"}, scenario=FIVE, train=evaluated)
+    known = "expected an objective known after each task"
+    assert error(halving) == f"study: pruning halving: {known}, got {name}; take none"
 
 
 LADDERS: dict[str, tuple[dict[str, Any], list[str]]] = {

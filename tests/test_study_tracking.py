@@ -25,7 +25,7 @@ from benchmark.tracking import Tracker
 from studies import objectives, plasticity
 from studies.delivery import Delivery
 from studies.storage import Storage
-from tests.synthetic_study import EWC, L2, SEEDS, TASKS, Played, matrix, play, study
+from tests.synthetic_study import EWC, GIVEN_UP, L2, SEEDS, TASKS, Played, matrix, play, study
 
 PARENT = "mlflow.parentRunId"
 
@@ -120,11 +120,12 @@ def test_a_trial_arrives_with_what_was_tried_and_what_came_of_it(place: Place) -
     lam = trial.params["lam"]
     seeds = [matrix(lam, seed) for seed in range(SEEDS)]
     means = {
-        n: np.mean([objectives.value(n, a) for a in seeds]) for n in ("average_accuracy", "stability", "plasticity")
+        n: np.mean([objectives.AFTER_TASKS[n](a) for a in seeds])
+        for n in ("average_accuracy", "stability", "plasticity")
     }
     assert means["average_accuracy"] == pytest.approx(trial.value)
     curves = {f"acc/task_{j + 1:02d}": np.mean([a[-1, j] for a in seeds]) for j in range(TASKS)}
-    spread = np.std([objectives.value("average_accuracy", a) for a in seeds], ddof=1)
+    spread = np.std([objectives.AFTER_TASKS["average_accuracy"](a) for a in seeds], ddof=1)
     numbers = {"average_accuracy_std": spread, "lam": lam, "log10_lam": np.log10(lam), "train_seconds": 3.0}
     assert run.data.metrics == pytest.approx(means | curves | numbers)
     curve = place.client.get_metric_history(run.info.run_id, "acc/task_01")
@@ -186,13 +187,14 @@ def test_a_pruned_trial_was_given_up_and_has_no_runs(place: Place, first: str) -
     seeds = played.seeds(searcher, trial, pruned=True)
     if first == "delivered":
         delivery.trial(searcher, trial, seeds, played.records)
-    searcher.prune(trial, seeds, 2, 0.5)
+    searcher.prune(trial, seeds, GIVEN_UP)
     delivery.trial(searcher, trial, seeds, played.records)
     run = place.trial("ewc", 0)
     assert (run.info.status, run.data.tags["forgetbench.status"]) == ("KILLED", "pruned")
     assert place.nested(run) == [] and "average_accuracy" not in run.data.metrics
     if first == "told":
         assert run.data.tags["forgetbench.reason"] == "pruned after task 2"
+        assert run.data.metrics["saved_run_epochs"] == 4 and run.data.metrics["saved_seconds"] == 1.5
 
 
 def test_newest_first_strategies_take_turns_and_tests_come_after_all_trials(place: Place) -> None:
