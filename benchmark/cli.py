@@ -180,10 +180,12 @@ def study(
     from studies import spec
 
     chosen = spec.load(preset_or_file, overrides or [])
-    from benchmark.terminal import Monitor, plain, study_table
+    from benchmark import experiment
+    from benchmark.terminal import Monitor, comparison_table, plain, study_table
+    from reports import overview
     from reports import studies as presentation
+    from studies import comparison, search
     from studies import run as studying
-    from studies import search
     from studies.storage import Storage
 
     say = plain(console)
@@ -213,19 +215,48 @@ def study(
                 executor=trains,
             )
             outcomes.append(outcome)
+        found = [outcome.answers for outcome in outcomes]
+        # Of several drivers, the one that did the last evaluation.
+        several = len(chosen) > 1 and outcomes[-1].tested
+        compared = comparison.experiment(chosen, found, suffix) if several else None
+        if compared:
+            say(f"{compared.name}: what each protocol chose, seeds {', '.join(map(str, compared.seeds))}, on {where}")
+        beside = compared and experiment.run(
+            compared,
+            out=out,
+            device=where,
+            tracker=None if offline else _tracker(tracking_uri, out, compared.name),
+            presentation=overview,
+            data_dir=data_dir,
+            say=say,
+            planned=monitor.planned,
+            listener=monitor,
+            executor=trains,
+        )
     console.print()
-    answers = [answer for outcome in outcomes for answer in outcome.answers]
+    answers = [answer for each in found for answer in each]
     console.print(study_table(answers))
     for answer in answers:
         if answer.why:
             say(answer.why)
     console.print()
+    rows = comparison.rows(chosen, found, beside.records) if beside else []
+    if rows:
+        console.print(comparison_table(rows))
+        console.print()
     for outcome in outcomes:
         say(outcome.timing())
-        say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
-    if all(outcome.undelivered is None for outcome in outcomes) and not offline:
+    every: list[studying.Outcome | experiment.Outcome] = [*outcomes, *([beside] if beside else [])]
+    for left in every:
+        say(f"tables   {left.folder / 'runs.csv'}, {left.folder / 'accuracy.csv'}")
+    if all(left.undelivered is None for left in every) and not offline:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
+        if compared and (against := comparison.baseline_entry(rows)):
+            asked = f"--experiment {compared.name} --baseline '{against}'"
+            say(f"report   forgetbench report {asked}{_options(tracking_uri, out)}")
     say(f"trials   {opened.name}")
+    if beside and (lost := beside.failed()):
+        _fail(lost, 1)
 
 
 @app.command()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from strategies.base import Params
     from strategies.conformance import Case
     from studies.answers import Answer
+    from studies.comparison import Row
 
 
 PLAIN_EVERY = 5.0  # seconds between lines where the output is not a terminal
@@ -208,6 +209,43 @@ def study_table(answers: Sequence[Answer]) -> Table:
             table.add_row(*(first if i == 0 else ["", ""]), name.replace("_", " "), *numbers, flat, "" if i else trials)
         if not answer.promised:
             table.add_row(*first, "", "", "", "", "", trials)
+    return table
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """What protocols chose, on common ground, in per cent.
+
+    Args:
+        rows: of `studies.comparison`.
+    """
+    from studies.answers import interval, shown
+    from studies.comparison import baseline, differences
+
+    n, against = max((len(row.values) for row in rows), default=0), baseline(rows)
+    caption = (
+        f"by its own rule: as each protocol reports; here: all tasks, mean and 95% interval (Student's t) over n = {n}"
+    )
+    caption += f" seeds by which none chose; against {against}: difference of pairs of seeds, with its interval"
+    caption += "; test-oracle is TUNED ON TEST" if any(row.protocol == "test-oracle" for row in rows) else ""
+    table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False)
+    table.add_column("strategy", overflow="fold")
+    table.add_column("chosen by", overflow="fold")
+    table.add_column("setting", overflow="fold")
+    table.add_column("objective")
+    for name in ("by its own rule", "here", f"against {against}"):
+        table.add_column(name, justify="right", no_wrap=name == "here")
+    for row in rows:
+        mean, half = interval([*row.values.values()])
+        gap, width = interval(differences(row, rows))
+        table.add_row(
+            row.label.replace("[", r"\["),
+            row.protocol,
+            shown(row.params) or "none",
+            row.objective.replace("_", " "),
+            f"{100 * interval(row.reported)[0]:.1f}",
+            f"{100 * mean:.1f} ± {100 * half:.1f}",
+            "" if row.protocol == against else f"{100 * gap:+.1f} ± {100 * width:.1f}",
+        )
     return table
 
 

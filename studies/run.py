@@ -48,12 +48,14 @@ class Outcome:
         folder: of the tables of all runs.
         seconds: wall time, by what it went into; `all` is the whole.
         undelivered: why MLflow does not have everything, or None.
+        tested: whether the final evaluation was done here, and not by another driver.
     """
 
     answers: list[Answer]
     folder: Path
     seconds: dict[str, float]
     undelivered: str | None = None
+    tested: bool = True
 
     def timing(self) -> str:
         """For people."""
@@ -178,7 +180,7 @@ def run(
     parts = {"training": train.seconds, "MLflow": delivery.seconds, "Optuna": opened.seconds - earlier}
     parts |= {"waiting": waiting.seconds} if waiting.seconds else {}
     seconds = {"all": whole, **parts, "the rest": whole - sum(parts.values())}
-    return Outcome(answers, store.folder, seconds, delivery.failure)
+    return Outcome(answers, store.folder, seconds, delivery.failure, tested is not None)
 
 
 def _search(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -487,3 +488,25 @@ def test_another_study_of_a_name_is_continued_by_its_own(forgetbench: Command, t
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
         "lambda-permuted-digits", "lambda-permuted-digits-2",
     }  # fmt: skip
+
+
+def test_several_protocols_end_with_what_each_chose_on_common_ground(forgetbench: Command, tmp_path: Path) -> None:
+    small = ["study.trials=2", "study.batch=2", "study.test_seeds=2", "train.epochs=1", "scenario.tasks=4"]
+    small += ["study.protocol=['test-oracle', 'validation', 'first-k']", "study.tasks=2"]
+    done = forgetbench("study", "lambda-permuted-digits", *small, "--device", "cpu")
+    assert done.status == 0, done.text
+    assert "lambda-permuted-digits-compared: what each protocol chose, seeds 2, 3, on cpu" in done.text
+    head = next(line for line in done.out.splitlines() if "chosen by" in line)
+    assert head.split("  ")[0] == "strategy" and head.rstrip().endswith("here  against validation")
+    assert done.text.count("TUNED ON TEST") >= 3  # as it begins, and under both tables
+    name = "lambda-permuted-digits"
+    assert {path.name for path in (tmp_path / "out").iterdir() if (path / "runs.csv").is_file()} == {
+        f"{name}-test-oracle", f"{name}-validation", f"{name}-first-k", f"{name}-compared",
+    }  # fmt: skip
+    # The command that it ends with is one that works, and the report knows which setting saw the test set.
+    (asked,) = [line for line in done.out.splitlines() if line.startswith("report ")]
+    _, _, command, *options = shlex.split(asked)
+    assert forgetbench(command, *options, "-o", str(tmp_path / "report")).status == 0
+    assert "(test-oracle, tuned on test" in (tmp_path / "report" / "report.md").read_text()
+    again = forgetbench("study", "lambda-permuted-digits", *small, "--device", "cpu", "--resume")
+    assert again.status == 0 and "4 of 4 runs are finished already" in again.text
