@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from optuna.distributions import FloatDistribution, distribution_to_json
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from benchmark import config, scenarios
 from benchmark.config import ConfigError, Entry, Experiment
@@ -95,29 +95,6 @@ class StudyTable(BaseModel):
         if value is not None:
             scenarios.resolve(value)
         return value
-
-    @model_validator(mode="after")
-    def _together(self) -> StudyTable:
-        two, halving = len(self.objectives) > 1, self.pruning == "halving"
-        wrong = {
-            "protocol two-dataset, and no other, needs tune_on: the scenario to tune on": (
-                ("two-dataset" in self.protocols) != (self.tune_on is not None)
-            ),
-            "sampler gp: expected one objective, got two; take tpe": self.sampler == "gp" and two,
-            "pruning halving: expected one objective, got two; take none": halving and two,
-            f"pruning halving: expected an objective known after each task, got {self.objectives[0]}; take none": (
-                halving and self.objectives[0] in WHILE_TRAINING
-            ),
-            "pruning halving: protocol plasticity-first wants every trial to the end; take none": (
-                halving and "plasticity-first" in self.protocols
-            ),
-            "pruning halving: expected batches of at least 2 trials, got 1; take none": (
-                halving and min(self.batch, self.trials) < 2
-            ),
-        }
-        if any(wrong.values()):
-            raise ValueError("; ".join(what for what, is_so in wrong.items() if is_so))
-        return self
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -260,11 +237,7 @@ def parse(content: dict[str, Any]) -> list[Study]:
     errors: list[str] = []
     if "seeds" in content:
         errors.append("seeds: a study has study.seeds, of every trial, and study.test_seeds, of the final evaluation")
-    table: StudyTable | None = None
-    try:
-        table = StudyTable.model_validate(content.get("study", {}))
-    except ValidationError as error:
-        errors += config.lines(error, ("study",), StudyTable)
+    table, wrong = _table(content.get("study", {}), errors)
     written = content.get("strategy")
     searches: list[Search] = []
     ends: list[Any] = list(written) if isinstance(written, list) else []
@@ -272,15 +245,16 @@ def parse(content: dict[str, Any]) -> list[Study]:
         if isinstance(entry, dict):
             search, ends[i] = ranges.read(f"strategy.{i}", entry, errors)
             searches.append(search)
-            if table and "plasticity-first" in table.protocols:
+            if "plasticity-first" in table.protocols and not wrong & OWN["plasticity-first"]:
                 errors += _ladder(f"strategy.{i}", search, table)
     searches = ranges.told_apart(searches)
     experiments = _bounds({k: v for k, v in content.items() if k != "study"}, ends, errors)
-    if table and experiments:
+    if experiments and not wrong & {"protocol", "tune_on", "tasks", "pruning"}:
         errors += _lengths(table, experiments[0].scenario)
+    if "objective" not in wrong:
         errors += _unseen(table, experiments)
     errors += _twice(searches, experiments if len(experiments) == len(searches) else [])
-    if errors or table is None:
+    if errors:
         raise ConfigError("study", errors)
     experiment = experiments[0]
     several = len(table.protocols) > 1
@@ -288,6 +262,70 @@ def parse(content: dict[str, Any]) -> list[Study]:
         Study(f"{experiment.name}-{p}" if several else experiment.name, table, p, experiment, tuple(searches))
         for p in table.protocols
     ]
+
+
+def _table(written: Any, errors: list[str]) -> tuple[StudyTable, set[str]]:
+    """The `[study]` table, without what is wrong in it, so that mistakes elsewhere are said at once.
+
+    Args:
+        written: as parsed.
+        errors: added to.
+
+    Returns:
+        The table, and the keys that have a default in place of what is written.
+    """
+    try:
+        table, wrong = StudyTable.model_validate(written), set[str]()
+    except ValidationError as error:
+        errors += config.lines(error, ("study",), StudyTable)
+        wrong = {str(e["loc"][0]) for e in error.errors() if e["loc"]}
+        right = {k: v for k, v in written.items() if k not in wrong} if isinstance(written, dict) else {}
+        table = StudyTable.model_validate(right)
+    errors += _together(table, wrong)
+    return table, wrong
+
+
+def _together(table: StudyTable, wrong: set[str]) -> list[str]:
+    """What is right by itself, and not together.
+
+    Args:
+        table: see `_table`.
+        wrong: keys of which nothing is known.
+    """
+    two, halving, several = len(table.objectives) > 1, table.pruning == "halving", min(table.batch, table.trials) > 1
+    rules = [
+        (
+            {"protocol", "tune_on"},
+            ("two-dataset" in table.protocols) == (table.tune_on is not None),
+            "protocol two-dataset, and no other, needs tune_on: the scenario to tune on",
+        ),
+        (
+            {"sampler", "objective"},
+            table.sampler != "gp" or not two,
+            "sampler gp: expected one objective, got two; take tpe",
+        ),
+        (
+            {"pruning", "objective"},
+            not halving or not two,
+            "pruning halving: expected one objective, got two; take none",
+        ),
+        (
+            {"pruning", "objective"},
+            not halving or table.objectives[0] not in WHILE_TRAINING,
+            f"pruning halving: expected an objective known after each task, got {table.objectives[0]}; take none",
+        ),
+        (
+            {"pruning", "protocol"},
+            not halving or "plasticity-first" not in table.protocols,
+            "pruning halving: protocol plasticity-first wants every trial to the end; take none",
+        ),
+        (
+            {"pruning", "batch", "trials"},
+            not halving or several,
+            "pruning halving: expected batches of at least 2 trials, got 1; take none",
+        ),
+    ]
+    return [f"study: {message}" for keys, fits, message in rules if not fits and not keys & wrong]
 
 
 def _bounds(rest: dict[str, Any], ends: list[Any], errors: list[str]) -> list[Experiment]:

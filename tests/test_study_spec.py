@@ -365,6 +365,20 @@ def test_all_errors_of_a_file_are_reported_at_once_each_with_its_path() -> None:
     assert "did you mean 'lam'" in by_path["strategy.2.lamb"]
 
 
+def test_mistakes_of_single_keys_do_not_hide_those_of_several_nor_make_up_any() -> None:
+    two = {"objective": ["bwt", "fwt"], "sampler": "gp", "pruning": "halving"}
+    lines = errors(changed(two | {"trials": 0, "protocol": "two-datset", "tune_on": "permuted-mnist"}, scenario=FIVE))
+    assert [line.split(", got")[0] for line in lines] == [
+        "study.protocol: unknown protocol 'two-datset'; did you mean 'two-dataset'?",
+        "study.trials: expected greater than or equal to 1",
+        "study: sampler gp: expected one objective",
+        "study: pruning halving: expected one objective",
+    ]
+    short = errors(changed({"seeds": 0, "protocol": "first-k", "tasks": 4}, scenario=FIVE))
+    assert [line.partition(":")[0] for line in short] == ["study.seeds", "study.tasks"]
+    assert errors(changed() | {"study": 3}) == ["study: expected a table, got 3"]
+
+
 RANGE = "expected a range such as {low = 1.0, high = 1e7, log = true}, got"
 NAN, INF = float("nan"), float("inf")
 
@@ -514,7 +528,7 @@ def test_a_wrong_study_table_is_one_line_with_what_was_expected(study: dict[str,
 
 @pytest.mark.parametrize("key", ["objective", "protocol", "tune_on"])
 def test_a_value_of_the_wrong_type_is_an_error_of_its_key(key: str) -> None:
-    content = changed({"protocol": "two-dataset"} | {key: 3})
+    content = changed({"protocol": "two-dataset", "tune_on": SHAPED} | {key: 3}, scenario=FIVE)
     assert all(line.startswith(f"study.{key}: expected ") and line.endswith("got 3") for line in errors(content))
 
 
