@@ -18,6 +18,7 @@ PACKAGES = {"psycopg": _POSTGRES, "psycopg2": f"{_POSTGRES} and write postgresql
 """What to do where a Python package is missing that a database needs."""
 PATIENCE = 120.0
 """Seconds that a database may be away, once it was there."""
+_GIVEN_WAY = {"40001", "40P01"}  # of SQL: this transaction could not be put in order with others, or deadlocked
 _ATTEMPTS = 5  # to make the tables, of which one driver's will do
 
 
@@ -85,10 +86,12 @@ def _one_writer(engine: Engine) -> None:
 
 
 def lost(error: BaseException | None) -> bool:
-    """Whether it was the connection that broke, so that the same again may do."""
+    """Whether it was the connection that broke, or another driver that came first, so that the same again may do."""
     while error is not None:
         # The second is what Optuna leaves of the first, where it reads trials in another way after an error.
         if (isinstance(error, DBAPIError) and error.connection_invalidated) or isinstance(error, PendingRollbackError):
+            return True
+        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _GIVEN_WAY:
             return True
         error = error.__cause__
     return False

@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ import optuna
 import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
+from studies.databases import lost
 from studies.places import PLACE, SEEDS, counts, holders
 from studies.storage import Storage
 from tests.postgres import PASSWORD, Postgres, server
@@ -267,6 +272,30 @@ def test_a_database_started_anew_is_waited_for(postgres: Postgres, drivers: Call
     said = work.everything_said()
     assert "answers again" in said
     assert PASSWORD not in said and "***@" in said
+
+
+def test_who_gave_way_in_a_deadlock_may_ask_again(postgres: Postgres) -> None:
+    engine = create_engine(postgres.database("deadlock"))
+    update = text("UPDATE rows SET n = n + 1 WHERE id = :id")
+    with engine.begin() as making:
+        making.execute(text("CREATE TABLE rows AS SELECT id, 0 AS n FROM generate_series(1, 2) AS id"))
+
+    def crossed(first: int, second: int) -> bool:
+        """Whether it had to give way: the database ends one of the two."""
+        try:
+            with engine.begin() as connection:
+                connection.execute(update, {"id": first})
+                both.wait(60)
+                connection.execute(update, {"id": second})
+        except OperationalError as error:
+            assert "deadlock detected" in str(error)
+            return lost(error)
+        return False
+
+    both = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(crossed, (1, 2), (2, 1))) == [False, True]
+    engine.dispose()
 
 
 def test_a_study_of_several_drivers_needs_to_be_joined(postgres: Postgres, tmp_path: Path) -> None:
