@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmark import plan
 from benchmark.data import ImageSet
-from benchmark.executors import Job, Lost, LostForMemory, Room, Submit, Ticket, prepared
+from benchmark.executors import Job, Lost, LostForMemory, LostWorkers, Room, Submit, Ticket, prepared
 from benchmark.harness import Silent, Site
 from benchmark.runs import NUMERICS, Run
 
@@ -39,7 +39,6 @@ PROBE = 60.0  # seconds a node has to say what it is
 POLL = 0.5  # seconds between questions for progress
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 DEAD = (
-    exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
     exceptions.ObjectLostError,
     exceptions.RayActorError,
@@ -319,9 +318,12 @@ def _settled(reference: Any, hands: ThreadPoolExecutor) -> Future[Any]:
             settled.set_result(done.result())
         except exceptions.OutOfMemoryError:
             settled.set_exception(LostForMemory("memory of its node ran out, and Ray ended its worker"))
+        except exceptions.WorkerCrashedError:
+            settled.set_exception(LostWorkers(f"its worker died {RETRIES + 1} times, perhaps for want of memory"))
         except DEAD as error:
-            said = f"its worker died {RETRIES + 1} times ({type(error).__name__}), perhaps for want of memory"
-            settled.set_exception(Lost(said))
+            settled.set_exception(
+                Lost(f"what it ran on, or what it needed, was lost for good ({type(error).__name__})")
+            )
         except exceptions.RayTaskError as error:
             settled.set_exception(error.cause if isinstance(error.cause, Mismatch) else error)
         except BaseException as error:  # whoever waits for it gets it

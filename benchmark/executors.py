@@ -35,6 +35,10 @@ class LostForMemory(Lost, MemoryError):
     """A job whose workers had to end because memory ran out."""
 
 
+class LostWorkers(Lost):
+    """A job each of whose workers died without a word, as the kernel ends them where memory runs out."""
+
+
 class Room(NamedTuple):
     """What there is to train with.
 

@@ -1,6 +1,7 @@
 """What is planned, handed to an executor: trunks before their stacks, and what becomes of those that fail.
 
-A stack that raises fails alone. One that runs out of memory is split in two, and each half tries again.
+A stack that raises fails alone. One that runs out of memory is split in two, and each half tries again; so is one whose
+workers die, which is how a kernel that is short of memory ends them. In the end a run that ends its worker fails alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmark.data import ImageSet
-from benchmark.executors import Cancelled, Executor, Job, Local, Lost, Submit, Ticket, then
+from benchmark.executors import Cancelled, Executor, Job, Local, Lost, LostWorkers, Submit, Ticket, then
 from benchmark.harness import Listener, Prune, Silent, Site, out_of_memory, title, train_stack, train_trunk
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Result, Run
@@ -75,11 +76,13 @@ class Failure:
         reason: one line.
         trace: where, for whoever wants to know.
         memory: whether it was memory that ran out.
+        died: whether its workers died, perhaps for want of memory.
     """
 
     reason: str
     trace: str = ""
     memory: bool = False
+    died: bool = False
 
 
 def attempted(job: Job, *given: Any) -> tuple[Any, Any]:
@@ -111,7 +114,8 @@ def failed(error: Exception) -> Failure:
     reason = (
         said if isinstance(error, Lost) or (type(error) is ValueError and said) else f"{type(error).__name__}: {said}"
     )
-    return Failure(reason[:500], "".join(traceback.format_exception(error)), out_of_memory(error))
+    trace = "".join(traceback.format_exception(error))
+    return Failure(reason[:500], trace, out_of_memory(error), isinstance(error, LostWorkers))
 
 
 @dataclass
@@ -182,7 +186,8 @@ class _Schedule:
         self._groups, self._numbers = iter(plan.groups), iter(range(1, plan.stacks + 1))
         self._ready: deque[_Piece] = deque()
         self._running: dict[Future[Any], tuple[_Piece, Ticket]] = {}
-        self._most = plan.largest  # runs a stack, as memory has shown
+        self._most = plan.largest  # runs a stack, as memory and workers that died have shown
+        self._fits = plan.largest  # as memory alone has
 
     def results(self) -> Iterator[list[Result]]:
         """Of one stack after the other, as they end."""
@@ -266,12 +271,17 @@ class _Schedule:
 
     def _failed(self, piece: _Piece, failure: Failure) -> list[Result]:
         many = max(len(piece.seeds), len(piece.stack))
-        if failure.memory and many > 1:
+        if (failure.memory or failure.died) and many > 1:
             self._most = min(self._most, (many + 1) // 2)
-            said = f"memory ran out in a {piece.describe()}: it is tried again in two parts, and so is what is as large"
-            self._listener.trouble(f"{said} ({failure.reason})", failure.trace)
+            if failure.memory:
+                self._fits = min(self._fits, self._most)
+            said = f"memory {'ran out' if failure.memory else 'may have run out'} in a {piece.describe()}"
+            again = "it is tried again in two parts, and so is what is as large"
+            self._listener.trouble(f"{said}: {again} ({failure.reason})", failure.trace)
             self._split(piece)
             return []
+        if failure.died:
+            self._most = self._fits  # it died alone: its size is not what ended the stacks that it was in
         which = f" ({title(piece.stack)})" if piece.stack else ""
         self._listener.trouble(f"a {piece.describe()}{which} failed: {failure.reason}", failure.trace)
         if piece.stack:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmark import plan, scenarios, schedule
+from benchmark.keys import generator_seed
 from benchmark.runs import Result, Run
 from strategies import EWC, L2, option
 from tests import conftest
@@ -52,9 +53,11 @@ class Kills(L2):
     name: ClassVar[str] = "kills"
     folder: str = option("", doc="where it counts")
     times: int = option(1, doc="how often")
+    seed: int = option(0, doc="of the run that does it")
 
     def measure(self, model: Any, task: Any) -> Any:
-        if task.number == 2 and len(list(Path(self.folder).iterdir())) < self.times:
+        own = task.generator.initial_seed() == generator_seed(self.seed, "measure", 2)
+        if own and len(list(Path(self.folder).iterdir())) < self.times:
             (Path(self.folder) / str(time.time_ns())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().measure(model, task)
@@ -102,7 +105,30 @@ def test_a_task_whose_worker_is_killed_is_run_again(here: cluster.Ray, tmp_path:
     exactly(found, go([killer, other])[0])
 
 
-def test_a_task_that_kills_every_worker_has_failed_and_the_others_finish(here: cluster.Ray, tmp_path: Path) -> None:
+def test_a_run_that_kills_every_worker_fails_alone_and_its_neighbours_finish(
+    here: cluster.Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stack of four, its half, the run: each is tried twice here."""
+    monkeypatch.setattr(cluster, "RETRIES", 1)
+    strategy = Kills(folder=str(tmp_path), times=99, seed=1)
+    runs = [*(make_run(strategy, seed=seed, tasks=3) for seed in range(3)), make_run(L2(), seed=3, tasks=3)]
+    expected = go([make_run(L2(), seed=seed, tasks=3) for seed in range(4)])[0].values()
+    found, noted = go(runs, executor=here)
+    lost = found[runs[1].key]
+    assert (lost.status, lost.reason) == ("failed", "its worker died 2 times, perhaps for want of memory")
+    assert len(list(tmp_path.iterdir())) == 6
+    assert [said.split(" runs")[0] for said in noted.said[:-1]] == [
+        f"memory may have run out in a stack of {many}" for many in (4, 2)
+    ]
+    by_seed = {result.run.seed: result.accuracy for result in expected}
+    for run in (run for run in runs if run is not runs[1]):
+        assert found[run.key].status == "finished"
+        np.testing.assert_allclose(found[run.key].accuracy, by_seed[run.seed], rtol=0, atol=1e-12)
+
+
+def test_a_run_that_kills_every_worker_does_not_keep_other_workers_from_their_stacks(
+    here: cluster.Ray, tmp_path: Path
+) -> None:
     killer, other = make_run(Kills(folder=str(tmp_path), times=99), tasks=3), make_run(L2(), tasks=3)
     found, _ = go([killer, other], executor=here, workers=2)
     assert (found[killer.key].status, found[other.key].status) == ("failed", "finished")

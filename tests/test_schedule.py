@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmark import harness, plan, scenarios, schedule
-from benchmark.executors import Executor, Lost, LostForMemory, Room, Submit, Ticket, then
+from benchmark.executors import Executor, Lost, LostForMemory, LostWorkers, Room, Submit, Ticket, then
 from benchmark.models import Model
 from benchmark.results import ResultsError
 from benchmark.runs import Result, Run
@@ -269,6 +269,42 @@ def test_a_job_whose_worker_ran_out_of_memory_is_split() -> None:
     runs = [make_run(L2(), seed=seed, tasks=1) for seed in range(4)]
     found, noted = go(runs, workers=1, executor=Elsewhere(LostForMemory("killed"), times=1))
     assert {r.status for r in found.values()} == {"finished"} and len(noted.said) == 1
+
+
+@pytest.mark.parametrize("culprit", [0, 5, 7])
+def test_a_run_that_ends_every_worker_fails_alone_and_others_are_stacked_as_before(
+    culprit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, deaths = harness._train, list[int]()
+
+    def train(branch: Any, *args: Any) -> Any:
+        if any(run.seed == culprit and run.strategy_name == "l2" for run in branch.runs):
+            deaths.append(len(branch.runs))
+            raise LostWorkers("its worker died 4 times")
+        return inner(branch, *args)
+
+    doomed = [make_run(L2(), seed=seed) for seed in range(8)]
+    others = [make_run(SI(), seed=seed) for seed in range(8)]
+    runs, expected = [*doomed, *others], go([*doomed, *others])[0]
+    monkeypatch.setattr(harness, "_train", train)
+    found, noted = go(runs)
+    lost = found.pop(doomed[culprit].key)
+    assert (lost.status, lost.reason, lost.stack_size) == ("failed", "its worker died 4 times", 1)
+    same(found, {key: result for key, result in expected.items() if key != lost.run.key})
+    assert {found[run.key].stack_size for run in others} == {8}
+    *splits, last = noted.said
+    assert [said.startswith("memory may have run out in a ") for said in splits] == [True] * 3
+    assert all(said.endswith("(its worker died 4 times)") for said in splits) and "failed: its worker died" in last
+    assert deaths == [8, 4, 2, 1]
+
+
+def test_a_strategy_that_ends_every_worker_is_given_up_after_each_run_was_alone(
+    only_so_many: Callable[[int, Exception], list[int]],
+) -> None:
+    tried = only_so_many(0, LostWorkers("its worker died 4 times"))
+    found, _ = go([make_run(L2(), seed=seed, tasks=1) for seed in range(8)])
+    assert {(r.status, r.stack_size) for r in found.values()} == {("failed", 1)}
+    assert tried.count(1) == 8 and len(tried) <= 2 * 8 - 1
 
 
 def test_an_error_of_the_executor_itself_ends_everything() -> None:
