@@ -272,9 +272,10 @@ class _Schedule:
     def _failed(self, piece: _Piece, failure: Failure) -> list[Result]:
         many = max(len(piece.seeds), len(piece.stack))
         if (failure.memory or failure.died) and many > 1:
-            self._most = min(self._most, (many + 1) // 2)
+            half = (many + 1) // 2
+            self._most = min(self._most, half)
             if failure.memory:
-                self._fits = min(self._fits, self._most)
+                self._fits = min(self._fits, half)
             said = f"memory {'ran out' if failure.memory else 'may have run out'} in a {piece.describe()}"
             again = "it is tried again in two parts, and so is what is as large"
             self._listener.trouble(f"{said}: {again} ({failure.reason})", failure.trace)
