@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from ray import cloudpickle, exceptions
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmark import plan
@@ -126,10 +127,11 @@ class Ray:
         began = time.perf_counter()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
-            if self.address is None:
-                ray.init("local", include_dashboard=False, **quiet)
-            else:
-                ray.init(self.address, **quiet)
+            with _unnamed():
+                if self.address is None:
+                    ray.init("local", include_dashboard=False, **quiet)
+                else:
+                    ray.init(self.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())
             raise ValueError(
@@ -190,6 +192,17 @@ class Ray:
         """A function as a task; a real error is not retried, and a GPU task needs no process of its own."""
         given = {"num_returns": 2, "max_retries": RETRIES, "retry_exceptions": False, "max_calls": 0} | options
         return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, **given)(function)
+
+
+@contextmanager
+def _unnamed() -> Generator[None, None, None]:
+    """Meanwhile Ray does not see the command line: it would show all who reach it, passwords included."""
+    named = ray_utils.get_entrypoint_name
+    ray_utils.get_entrypoint_name = lambda: "forgetbench"
+    try:
+        yield
+    finally:
+        ray_utils.get_entrypoint_name = named
 
 
 class Mismatch(ValueError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from benchmark.runs import Result, Run
 from strategies import EWC, L2, option
 from tests import conftest
 from tests.conftest import CPU
-from tests.test_end_to_end import forgetbench, table
+from tests.test_end_to_end import environment, forgetbench, table
 from tests.test_schedule import Noted, Raises, go, make_run, same
 
 ray = pytest.importorskip("ray")
@@ -215,6 +218,31 @@ def test_an_address_where_nothing_is_is_said_with_what_to_do() -> None:
     ray.shutdown()
     with pytest.raises(ValueError, match="no Ray cluster at 'auto' .*ray start --head"):
         cluster.Ray("auto").room(CPU)
+
+
+CONNECTS = """
+import json, sys
+from pathlib import Path
+import ray, torch
+from ray._private import utils, worker
+from benchmark import cluster
+
+cluster.Ray().room(torch.device("cpu"))
+(job,) = worker.global_worker.gcs_client.get_all_job_info().values()
+logs = [path for path in Path(worker._global_node.get_session_dir_path()).rglob("*") if path.is_file()]
+kept = [path.name for path in logs if sys.argv[1].encode() in path.read_bytes()]
+print(json.dumps([job.entrypoint, str(job), len(logs), kept, utils.get_entrypoint_name()]))
+"""
+
+
+def test_ray_is_not_told_the_command_line_which_may_hold_a_password(tmp_path: Path) -> None:
+    secret = "a-secret-of-the-test"
+    command = [sys.executable, "-c", CONNECTS, secret]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    entrypoint, job, logs, kept, otherwise = json.loads(done.stdout)
+    assert entrypoint == "forgetbench" and secret not in job
+    assert logs > 5 and kept == []
+    assert secret in otherwise  # what Ray would have taken, and takes for others in this process
 
 
 HUNGRY = """
