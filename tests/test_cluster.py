@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +27,7 @@ from strategies import EWC, L2, option
 from tests import conftest
 from tests.conftest import CPU
 from tests.test_end_to_end import environment, forgetbench, table
+from tests.test_kills import descendants
 from tests.test_schedule import Noted, Raises, go, make_run, same
 
 ray = pytest.importorskip("ray")
@@ -88,9 +92,35 @@ def test_runs_through_ray_equal_those_of_this_process_to_the_bit(here: cluster.R
     exactly(go(runs, workers=2, executor=here)[0], go(runs, workers=2)[0])
 
 
+LISTEN = "0A"  # as a state in /proc/net/tcp
+
+
+def listening() -> dict[str, list[Any]]:
+    """Addresses that this process and its descendants listen on, by their names, as the kernel knows them."""
+    owners = {}
+    for pid, name in {os.getpid(): "driver", **descendants(os.getpid())}.items():
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                owners[os.readlink(descriptor)] = name
+    found: dict[str, list[Any]] = {}
+    for line in [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == LISTEN and (name := owners.get(f"socket:[{inode}]")):
+            digits = local.split(":")[0]  # words of 32 bits, each in this machine's order
+            words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
+            address = ipaddress.ip_address(b"".join(words))
+            found.setdefault(name, []).append(getattr(address, "ipv4_mapped", None) or address)
+    return found
+
+
 def test_everything_listens_on_loopback(here: cluster.Ray) -> None:
+    with socket.create_server(("", 0)):  # what is looked for would be found
+        assert any(address.is_unspecified for each in listening().values() for address in each)
     assert here.room(CPU).workers == os.cpu_count()
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+    found = listening()
+    assert {"gcs_server", "raylet"} <= {*found} and any(name.startswith("ray::") for name in found)
+    assert all(address.is_loopback for each in found.values() for address in each), found
 
 
 def test_a_strategy_that_raises_fails_alone(here: cluster.Ray) -> None:

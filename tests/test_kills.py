@@ -56,8 +56,8 @@ def check(folder: Path, expected: dict[str, dict[str, str]]) -> None:
     assert tracked == {key: float(row["average_accuracy"]) for key, row in found.items()}
 
 
-def children(pid: int) -> list[int]:
-    """A process's descendants that train."""
+def descendants(pid: int) -> dict[int, str]:
+    """Names of a process's children, of theirs, and so on."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for status in Path("/proc").glob("[0-9]*/status"):
@@ -71,7 +71,7 @@ def children(pid: int) -> list[int]:
     def descends(number: int) -> bool:
         return number in parents and (parents[number] == pid or descends(parents[number]))
 
-    return [number for number, name in names.items() if name.startswith("ray::_work") and descends(number)]
+    return {number: name for number, name in names.items() if descends(number)}
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])
@@ -91,7 +91,7 @@ def test_killed_again_and_again_every_run_is_there_once_and_as_it_would_have_bee
             deadline = time.monotonic() + moments.uniform(0, 1.2 * seconds)
             while time.monotonic() < deadline and running.poll() is None:
                 time.sleep(0.02)
-            workers = children(running.pid)
+            workers = [pid for pid, name in descendants(running.pid).items() if name.startswith("ray::_work")]
             if running.poll() is None and workers and moments.random() < 0.5:
                 os.kill(moments.choice(workers), 9)  # Ray replaces it
                 killed += 1
