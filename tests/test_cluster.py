@@ -28,6 +28,7 @@ from tests import conftest
 from tests.conftest import CPU
 from tests.test_end_to_end import environment, forgetbench, table
 from tests.test_kills import descendants
+from tests.test_many_drivers import until
 from tests.test_schedule import Noted, Raises, go, make_run, same
 
 ray = pytest.importorskip("ray")
@@ -72,11 +73,15 @@ class Kills(L2):
 
 @dataclass(frozen=True)
 class Waits(L2):
-    """Takes its time, so that something may happen meanwhile."""
+    """Takes its time, so that something may happen meanwhile, and notes on which node."""
 
     name: ClassVar[str] = "waits"
+    folder: str = option("", doc="where it notes")
 
     def measure(self, model: Any, task: Any) -> Any:
+        if self.folder:
+            node = ray.get_runtime_context().get_node_id()
+            (Path(self.folder) / f"{node} {task.generator.initial_seed()}").touch()  # a run and task
         time.sleep(1)
         return super().measure(model, task)
 
@@ -223,21 +228,31 @@ def test_giving_up_cancels_what_is_running(here: cluster.Ray) -> None:
     assert time.monotonic() - began < 15
 
 
-def test_stacks_of_a_node_that_is_removed_run_again_elsewhere() -> None:
+def test_stacks_of_a_node_that_is_removed_run_again_elsewhere(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
     there = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         doomed = there.add_node(num_cpus=1)
-        runs = [make_run(Waits(), seed=s, tasks=5) for s in range(4)]
+        runs = [make_run(Waits(folder=str(tmp_path)), seed=s, tasks=5) for s in range(4)]
         executor = cluster.Ray(there.address)
         assert executor.room(CPU).workers == 2
-        removal = threading.Timer(3, lambda: there.remove_node(doomed, allow_graceful=False))
+
+        def begun(node: str) -> set[str]:
+            """What has begun on a node."""
+            return {seed for on, seed in (path.name.split() for path in tmp_path.iterdir()) if on == node}
+
+        def remove() -> None:
+            until(lambda: begun(doomed.node_id))
+            there.remove_node(doomed, allow_graceful=False)
+
+        removal = threading.Thread(target=remove)
         removal.start()
         found = go(runs, largest=1, workers=2, executor=executor)[0]
         removal.join()
         assert executor.room(CPU).workers == 1
+        assert begun(doomed.node_id) and begun(doomed.node_id) <= begun(there.head_node.node_id)
         exactly(found, go(runs, largest=1, workers=2)[0])
     finally:
         ray.shutdown()
