@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -499,18 +500,21 @@ def _default_uri(out: Path) -> str:
     return f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
-def _writable(out: Path) -> None:
+def _writable(folder: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # one that is there may be somebody else's
     except OSError as error:
-        _fail(f"cannot write to {out}: {error.strerror}; choose another --out", 2)
+        _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", 2)
 
 
 def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
     from benchmark.tracking import Tracker
 
     _writable(out)
-    return Tracker(uri or _default_uri(out), name, out / "mlartifacts" / name)
+    artifacts = out / "mlartifacts" / name
+    _writable(artifacts)
+    return Tracker(uri or _default_uri(out), name, artifacts)
 
 
 def _options(uri: str | None, out: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,43 @@ def test_a_run_that_diverges_is_counted_in_the_table(tmp_path):
     assert [(row[0], row[1], row[-1]) for row in rows] == [("l2[lam=1]", "2", rows[0][-1]), ("l2[lam=1e+30]", "0", "2")]
     statuses = [row["status"] for row in table(tmp_path / "out" / "big" / "runs.csv").values()]
     assert sorted(statuses) == ["diverged", "diverged", "finished", "finished"]
+
+
+def where_not_even_root_may_write_anywhere() -> list[str]:
+    """Put before a command, makes of root an ordinary owner of its files."""
+    if os.geteuid():
+        return []
+    prefix = ["setpriv", "--bounding-set", "-dac_override"]
+    if not shutil.which("setpriv") or subprocess.run([*prefix, "true"], check=False).returncode:
+        pytest.skip("as root needs setpriv (util-linux), and leave to use it")
+    return prefix
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("out", "run permuted-digits --offline"),
+        ("out", "run permuted-digits"),
+        ("out", "study lambda-permuted-digits --offline"),
+        ("out/permuted-digits", "run permuted-digits --offline"),
+        ("out/mlartifacts", "run permuted-digits"),
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_is_refused_in_one_line_before_anything_trains(folder, command, tmp_path):
+    read_only = tmp_path / folder
+    read_only.mkdir(parents=True)
+    read_only.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [*where_not_even_root_may_write_anywhere(), *FORGETBENCH, *command.split()],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env=environment(), timeout=300,
+        )  # fmt: skip
+    finally:
+        read_only.chmod(0o755)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"forgetbench: cannot write to {folder}") and line.endswith("; choose another --out")
+    assert "Permission denied" in line and "run-epochs" not in done.stdout
 
 
 OWN = """

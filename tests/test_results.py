@@ -368,17 +368,6 @@ def test_a_place_that_cannot_be_written_to_is_refused_with_what_to_do(folder: st
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="who is root may write anywhere")
-def test_a_read_only_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    kept(tmp_path, [result(run) for run in made().runs()])
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(ResultsError, match="cannot write to .*; choose another --out"), Store(tmp_path):
-            pass
-    finally:
-        tmp_path.chmod(0o700)
-
-
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_a_folder_that_is_a_file_is_refused_with_what_to_do(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("not a folder")
