@@ -71,6 +71,8 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # It raises what it logs, and `explained` makes one line of that.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with explained(uri), quiet():
         from mlflow import MlflowClient
 
@@ -133,7 +135,7 @@ def explained(uri: str) -> Generator[None, None, None]:
 @contextlib.contextmanager
 def quiet() -> Generator[None, None, None]:
     """Creating the database logs every migration step."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "mlflow.store.db.utils")]
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

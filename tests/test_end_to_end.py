@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,16 @@ FORGETBENCH = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "ben
 SMALL = ["scenario.tasks=3", "train.epochs=2", "train.precision=float64", "--max-stack", "2"]
 
 
-def forgetbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def forgetbench(*arguments: str, cwd: Path, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, ended; without room for files of more bytes than that it finds a disk that is full."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
     return subprocess.run(
-        [*FORGETBENCH, *arguments], cwd=cwd, capture_output=True, text=True, check=False, env=environment()
-    )
+        [*FORGETBENCH, *arguments], cwd=cwd, capture_output=True, text=True, check=False, env=environment(),
+        preexec_fn=limit if largest_file else None,
+    )  # fmt: skip
 
 
 def environment() -> dict[str, str]:
@@ -129,6 +137,46 @@ def test_a_run_that_diverges_is_counted_in_the_table(tmp_path):
     assert [(row[0], row[1], row[-1]) for row in rows] == [("l2[lam=1]", "2", rows[0][-1]), ("l2[lam=1e+30]", "0", "2")]
     statuses = [row["status"] for row in table(tmp_path / "out" / "big" / "runs.csv").values()]
     assert sorted(statuses) == ["diverged", "diverged", "finished", "finished"]
+
+
+FEW = ["scenario.tasks=2", "seeds=2", "train.epochs=1", "model=mlp", "train.precision=float64", "--max-stack", "2"]
+
+
+def test_on_a_full_disk_finished_runs_are_kept_and_with_room_the_same_command_goes_on(tmp_path):
+    command = ("run", "permuted-digits", *FEW, "--offline")
+    undisturbed = forgetbench(*command, "--out", "other", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    there, runs = tmp_path / "other" / "permuted-digits", tmp_path / "out" / "permuted-digits" / "runs.csv"
+    expected, half = table(there / "runs.csv"), (there / "accuracy.csv").stat().st_size // 2
+
+    full = forgetbench(*command, cwd=tmp_path, largest_file=half)
+    assert full.returncode == 2
+    (line,) = full.stderr.splitlines()
+    assert re.fullmatch(r"forgetbench: cannot write to out/permuted-digits: (File too large|No space left .*)", line)
+    kept = table(runs)
+    assert 0 < len(kept) < len(expected)
+
+    again = forgetbench(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(kept)} of {len(expected)} runs are finished already" in again.stdout
+    found = table(runs)
+    assert found.keys() == expected.keys()
+    for key, row in expected.items():
+        assert float(found[key]["average_accuracy"]) == pytest.approx(float(row["average_accuracy"]), abs=1e-12)
+
+
+def test_a_database_of_mlflow_for_which_there_is_no_room_costs_no_run_and_is_filled_later(tmp_path):
+    first = forgetbench("run", "permuted-digits", *FEW, "strategy=[{name='naive'}]", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    room = (tmp_path / "out" / "mlflow.db").stat().st_size + 2**14
+    full = forgetbench("run", "permuted-digits", *FEW, cwd=tmp_path, largest_file=room)
+    assert (full.returncode, full.stderr) == (0, "")
+    assert full.stdout.count("results stay on disk, deliver them with `forgetbench sync`") == 1
+    runs = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
+    assert {row["status"] for row in runs.values()} == {"finished"} and len(runs) == 14
+    synced = [forgetbench("sync", cwd=tmp_path).stdout for _ in range(2)]
+    assert "0 of 14 runs delivered" not in synced[0] and "0 of 14 runs delivered, 14 were there" in synced[1]
+    assert delivered(tmp_path) == sorted(runs)
 
 
 def where_not_even_root_may_write_anywhere() -> list[str]:
