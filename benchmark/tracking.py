@@ -278,7 +278,8 @@ class Tracker:
                 for name, content in files.items():
                     _save(Path(folder) / name, content)
                 self._client.log_artifacts(self._overview, folder)
-            self._client.set_terminated(self._overview)
+            began_ms = self._client.get_run(self._overview).info.start_time
+            self._client.set_terminated(self._overview, end_time=_end_ms(time.time(), began_ms))
             shown = [views.comparison(tasks, strategies, self._overview, views.TESTED if axes else views.VIEW)]
             if axes:
                 shown.insert(0, views.trials(axes, self._overview))
@@ -380,7 +381,7 @@ class Tracker:
             metrics += _curves(np.mean([r.accuracy for r in trial.runs], axis=0), now)
         self._batch(run_id, metrics, trial.params, {})
         # Last, so that a trial that has ended has all of its runs.
-        self._client.set_terminated(run_id, STATUSES.get(trial.status, "FAILED"), int(trial.ended * 1000))
+        self._client.set_terminated(run_id, STATUSES.get(trial.status, "FAILED"), _end_ms(trial.ended, started_ms))
         self._there["trial"][trial.key] = run_id, self._overview
         return nested
 
@@ -429,6 +430,11 @@ class Tracker:
         )
         for start in range(room, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _end_ms(ended: float, started_ms: int) -> int:
+    """When a run ended, which is not before it began: a clock may jump back in between."""
+    return max(int(ended * 1000), started_ms)
 
 
 def _owner(folder: Path) -> str:

@@ -26,7 +26,7 @@ from mlflow.entities import Run
 from benchmark import experiment, metrics, server, tracking
 from benchmark.results import STUDY, Record, Store
 from benchmark.server import TrackingError, redacted, typed
-from benchmark.tracking import Tracker
+from benchmark.tracking import Tracker, Trial
 
 MATRIX = np.array([[0.1, 0.2], [0.9, 0.3], [0.6, 0.8]])
 
@@ -94,6 +94,19 @@ def deliver(place: Place, *records: Record) -> int:
 
 
 # What arrives
+
+
+def test_nothing_ends_before_it_began_where_the_clock_jumped_back(place: Place) -> None:
+    tracker, later = place.tracker(), time.time() + 3600
+    tracker.open({}, later)
+    trial = Trial("t0", "ewc trial 0", "finished", "", {"strategy": "ewc"}, {}, later, later - 7200, [record("k0")])
+    tracker.deliver_trials([trial])
+    tracker.deliver([record("k1")], {"k1": later})
+    tracker.close({}, "", {}, 2, ["ewc"])
+    for kind in ("overview", "trial", "seed", "run"):
+        (run,) = place.runs(kind)
+        assert (run.info.status, run.info.start_time) == ("FINISHED", int(later * 1000))
+        assert run.info.end_time >= run.info.start_time
 
 
 def test_a_run_arrives_with_params_metrics_curves_and_its_matrix(place: Place) -> None:
