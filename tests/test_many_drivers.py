@@ -167,19 +167,22 @@ def answers(said: str) -> list[str]:
     return lines[start : lines.index("", start)]
 
 
-def test_four_drivers_one_of_them_killed_spend_the_budget_exactly_once(
+def test_four_drivers_one_of_them_killed_spend_the_budget_exactly_once_and_deliver_it_once(
     postgres: Postgres, drivers: Callable[..., Drivers], tmp_path: Path
 ) -> None:
     storage = postgres.database("four")
-    work = drivers("--storage", storage, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    for name in "abcd":
-        work.start(name)
-    killed = work.running["b"]
-    left = stopped_at_work(storage, killed)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    for name in "acd":
-        work.wait(name)
+    (tmp_path / "server").mkdir()
+    with mlflow_server(postgres.database("mlflow"), tmp_path / "server") as address:
+        work = drivers("--storage", storage, "--tracking-uri", address)
+        for name in "abcd":
+            work.start(name)
+        killed = work.running["b"]
+        left = stopped_at_work(storage, killed)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        for name in "acd":
+            work.wait(name)
+        delivered_once(address)
     counted = check(storage, work)
     # What it left was asked again.
     again = {t.params["lam"] for each in counted.values() for t in each}
@@ -190,7 +193,6 @@ def test_four_drivers_one_of_them_killed_spend_the_budget_exactly_once(
     assert len(ending) == 4
     assert work.everything_said().count("testing the best setting") == 1
     assert PASSWORD not in work.everything_said()
-    delivered_once(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
     # A single driver gives the same values for the same settings.
     alone = forgetbench(*COMMAND, "--out", "alone", "--offline", cwd=tmp_path)
@@ -343,20 +345,6 @@ def mlflow_server(backend: str, folder: Path, *options: str, **variables: str) -
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def test_drivers_deliver_each_trial_once_to_a_server_on_postgresql(
-    postgres: Postgres, drivers: Callable[..., Drivers], tmp_path: Path
-) -> None:
-    with mlflow_server(postgres.database("mlflow"), tmp_path) as address:
-        storage = postgres.database("delivered")
-        work = drivers("--storage", storage, "--tracking-uri", address)
-        work.start("a")
-        work.start("b")
-        work.wait("a")
-        work.wait("b")
-        check(storage, work)
-        delivered_once(address)
 
 
 SECRET, CHANGED = "a-secret-of-the-test", "another-secret-of-the-test"
