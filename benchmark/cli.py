@@ -60,6 +60,7 @@ RayAddress = Annotated[
 ]
 Cpus = Annotated[float, typer.Option("--cpus-per-stack", min=0.01, help="Ray: processors of a stack, and its threads.")]
 Gpus = Annotated[float, typer.Option("--gpus-per-stack", min=0, help="Ray: GPUs of a stack; 0.5 puts two on one.")]
+MaxStack = Annotated[int | None, typer.Option(min=1, help="Most runs a stack may hold.", show_default="by memory")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -88,9 +89,7 @@ def run(
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not track now; `forgetbench sync` delivers later.")
     ] = False,
-    max_stack: Annotated[
-        int | None, typer.Option(min=1, help="Most runs a stack may hold.", show_default="by memory")
-    ] = None,
+    max_stack: MaxStack = None,
     executor: ExecutorName = Where.local,
     ray_address: RayAddress = None,
     cpus_per_stack: Cpus = 1,
@@ -166,6 +165,7 @@ def study(
         bool, typer.Option("--resume", help="Continue a study of that name, or join those at it.")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Start another study of that name.")] = False,
+    max_stack: MaxStack = None,
     executor: ExecutorName = Where.local,
     ray_address: RayAddress = None,
     cpus_per_stack: Cpus = 1,
@@ -214,6 +214,7 @@ def study(
                 tracker=None if offline else _tracker(tracking_uri, out, each.name),
                 presentation=presentation,
                 executor=trains,
+                largest=max_stack,
             )
             outcomes.append(outcome)
         found = [outcome.answers for outcome in outcomes]

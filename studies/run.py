@@ -78,9 +78,10 @@ class _Trainer:
         planned: Planned,
         listener: harness.Listener | None,
         executor: Executor | None,
+        largest: int | None,
     ) -> None:
         self.store, self._device, self._data_dir, self._say = store, device, data_dir, say
-        self._planned, self._listener, self._executor = planned, listener, executor
+        self._planned, self._listener, self._executor, self._largest = planned, listener, executor, largest
         self._images: dict[Scenario, list[ImageSet]] = {}
         self._trunks: schedule.Trunks = {}  # a batch's seeds are the next one's
         self.seconds = 0.0
@@ -98,7 +99,7 @@ class _Trainer:
         self.store.describe(settings, environment.describe(self._device, tasks))
         room = self._executor.room(self._device) if self._executor else None
         together = prune.trials if prune else None  # seeds of a trial are given up together
-        made = plan.make(runs, tasks, self._device, room=room, trained=self._trunks, together=together)
+        made = plan.make(runs, tasks, self._device, self._largest, room, self._trunks, together)
         self._planned(made, tasks)
         for results in schedule.execute(
             made, tasks, self._device, self._listener, self.store.add, prune, self._executor, self._trunks
@@ -130,6 +131,7 @@ def run(
     tracker: Tracker | None = None,
     presentation: Presentation | None = None,
     executor: Executor | None = None,
+    largest: int | None = None,
 ) -> Outcome:
     """Search each strategy's space with the same number of trials, then test the best setting of each.
 
@@ -147,6 +149,7 @@ def run(
         tracker: where trials and tests are logged; None keeps them on disk and in the storage only.
         presentation: how the study looks there.
         executor: where stacks run; None: in this process.
+        largest: most runs a stack may hold; None to decide by memory.
 
     Raises:
         StudyError: the study cannot be opened or continued, or its protocol has nothing to choose by.
@@ -163,7 +166,7 @@ def run(
         searchers = [Searcher(study, s, opened, resume=resume, suffix=suffix, driver=driver) for s in study.searches]
         for searcher in searchers:
             say(f"searching {searcher.describe()}")
-        train = _Trainer(store, device, data_dir, say, planned, listener, executor)
+        train = _Trainer(store, device, data_dir, say, planned, listener, executor, largest)
         tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)

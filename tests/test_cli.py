@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from typer.main import get_command
 
 from benchmark import cli, schedule
 from benchmark.sources import IDX_FILES
@@ -252,6 +253,14 @@ def test_the_help_of_every_command_has_an_example_of_it(forgetbench: Command, co
     assert done.status == 0
     assert f"Example: {' '.join(('forgetbench', *command))} " in done.text
     assert forgetbench(*command, "-h") == done
+
+
+def test_a_study_takes_every_option_that_a_run_takes() -> None:
+    run, study = (
+        {option for parameter in get_command(cli.app).commands[name].params for option in parameter.opts}
+        for name in ("run", "study")
+    )
+    assert run <= study and "--max-stack" in run
 
 
 def test_no_command_is_without_a_test_of_its_help() -> None:

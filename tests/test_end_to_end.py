@@ -179,6 +179,14 @@ def test_a_database_of_mlflow_for_which_there_is_no_room_costs_no_run_and_is_fil
     assert delivered(tmp_path) == sorted(runs)
 
 
+def test_a_study_keeps_to_the_largest_stack_it_is_given(tmp_path):
+    small = ["study.trials=2", "study.test_seeds=2", "scenario.tasks=2", "train.epochs=1", "--offline"]
+    done = forgetbench("study", "lambda-permuted-digits", *small, "--max-stack", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = table(tmp_path / "out" / "lambda-permuted-digits" / "runs.csv")
+    assert {row["stack_size"] for row in runs.values()} == {"1"} and len(runs) == 2 * (2 * 2 + 2)
+
+
 def where_not_even_root_may_write_anywhere() -> list[str]:
     """Put before a command, makes of root an ordinary owner of its files."""
     if os.geteuid():
