@@ -1,1 +1,9 @@
 """The harness: data, scenarios, stacked training, results and tracking."""
+
+import os
+
+# Threads of one product wait for each other in a loop. GCC's OpenMP, which PyTorch's wheels for Linux have, leaves it
+# after milliseconds: where another program wants the core, a stack then takes six times as long. This many turns last
+# longer than what lies between two products, and no longer. It is read when PyTorch is loaded, hence here.
+if "OMP_WAIT_POLICY" not in os.environ:  # ruff: ignore[non-empty-init-module]
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -230,6 +230,7 @@ def study(
             tracker=None if offline else _tracker(tracking_uri, out, compared.name),
             presentation=overview,
             data_dir=data_dir,
+            largest=max_stack,
             say=say,
             planned=monitor.planned,
             listener=monitor,

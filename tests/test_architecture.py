@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,16 @@ def test_the_core_needs_torch_and_numpy_alone(modules):
     code = f"import sys, {modules}; print(sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_how_long_threads_wait_is_said_before_torch_is_loaded_unless_the_user_did(given, expected):
+    code = "import sys, os, benchmark.cli; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    plain = {k: v for k, v in os.environ.items() if k not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=plain | given
+    )
+    assert done.stdout.split() == [str(expected), "False"]

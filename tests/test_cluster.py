@@ -193,6 +193,31 @@ def test_runs_are_pruned_by_the_driver_and_progress_is_heard(here: cluster.Ray) 
     assert sum(n for n, task in heard if task == 1) == 2 and sum(n for n, task in heard if task == 4) == 2
 
 
+@pytest.mark.parametrize("fails", ["listener", "prune"])
+def test_what_fails_as_it_hears_a_worker_leaves_none_waiting_and_is_raised_in_the_end(
+    here: cluster.Ray, fails: str
+) -> None:
+    runs = [make_run(L2(lam=lam), seed=0, tasks=3) for lam in (1.0, 2.0)]
+    tasks = scenarios.load(runs[0].scenario)
+
+    class Listening(Noted):
+        def epoch_done(self, *_: Any) -> None:
+            if fails == "listener":
+                raise OSError("the terminal is gone")
+
+    def prune(task: int, alive: tuple[Run, ...], accuracy: Any) -> list[bool]:
+        if fails == "prune":
+            raise OSError("the terminal is gone")
+        return [run.strategy.lam == 2.0 for run in alive]
+
+    made, found = plan.make(runs, tasks, CPU), list[Result]()
+    with pytest.raises(OSError, match="the terminal is gone"):
+        for results in schedule.execute(made, tasks, CPU, Listening(), prune=prune, executor=here):
+            found += results
+    given_up = "pruned" if fails == "listener" else "finished"
+    assert {(r.run.strategy.lam, r.status) for r in found} == {(1.0, "finished"), (2.0, given_up)}
+
+
 def test_a_worker_with_other_software_is_refused(here: cluster.Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     own = cluster._versions()
     monkeypatch.setattr(cluster, "_versions", lambda: own | {"forgetbench": "9.9"})
