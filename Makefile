@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2> /dev/null)
 STAMP := .venv/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: setup bench test test-slow test-all lint perf perf-growth perf-peers gpu-check ui clean
+.PHONY: setup bench test test-slow test-all lint perf perf-growth perf-ray perf-peers gpu-check ui clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,9 @@ perf: setup  ## seconds a run and epoch, against the notebook's loop, measured o
 
 perf-growth: setup  ## how time and memory grow with runs, tasks and parameters
 	$(BIN)/python -m benchmark.perf growth
+
+perf-ray: setup  ## 64 runs through Ray beside the same on threads
+	$(BIN)/python -m benchmark.perf ray
 
 perf-peers: setup $(PEERS)  ## the same beside Avalanche, in an environment of its own that borrows PyTorch from .venv
 	.venv-peers/bin/python -m benchmark.perf peers

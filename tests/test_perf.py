@@ -7,7 +7,7 @@ import math
 import pytest
 
 from benchmark.models import Model
-from benchmark.perf import growth
+from benchmark.perf import executors, growth
 from benchmark.perf.measuring import Row
 from benchmark.perf.tables import Section, markdown, written
 
@@ -29,6 +29,22 @@ def test_an_experiment_of_a_size_has_that_size_and_takes_time():
 def test_the_first_of_a_growing_row_has_no_exponent():
     table = markdown(Section("growth", "seconds", "exponent", [Row("1 run", 2.0, math.nan), Row("2 runs", 4.0, 1.0)]))
     assert table.splitlines()[2:] == ["| 1 run | 2 |  |", "| 2 runs | 4 | 1.00 |"]
+
+
+@pytest.mark.slow
+def test_ray_is_measured_beside_threads_and_its_start_apart(monkeypatch):
+    ray = pytest.importorskip("ray")
+    small = ["seeds=2", "scenario.tasks=2", "train.epochs=1", "strategy=[{name='naive'}]"]
+    monkeypatch.setattr(executors, "RUNS", small)
+    monkeypatch.setattr(executors, "ROUNDS", 1)
+    said = []
+    both, start = executors.sections(said.append)
+    ray.shutdown()
+    assert both.title.startswith("2 runs of permuted-digits") and "on loopback" in said[0]
+    threads, through_ray = both.rows
+    assert (threads.name, threads.ratio, through_ray.name) == ("threads", 1, "Ray")
+    assert through_ray.ratio == pytest.approx(through_ray.value / threads.value)
+    assert start.rows[0].value > 0
 
 
 @pytest.mark.parametrize("along", [None, ("runs", [1, 2])])

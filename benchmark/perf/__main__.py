@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from benchmark import data
-from benchmark.perf import breakdown, growth, importances, peers, training
+from benchmark.perf import breakdown, executors, growth, importances, peers, training
 from benchmark.perf.measuring import Row
 from benchmark.perf.tables import Section, printed, written
 
@@ -47,6 +47,7 @@ MEASURED: dict[str, tuple[Callable[[Say], Iterator[Section]], str]] = {
     "speed": (speed, "perf"),
     "peers": (beside_peers, "perf-peers"),
     "growth": (lambda say: growth.sections(), "perf-growth"),
+    "ray": (executors.sections, "perf-ray"),
 }
 
 
