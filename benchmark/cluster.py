@@ -121,6 +121,7 @@ class Ray:
         # Ray tries a task that its memory monitor ended again and again, whatever `max_retries` says. Here the stack is
         # split instead.
         os.environ.setdefault("RAY_task_oom_retries", "0")
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what became of a task is heard, and said, here
         if self.address is None:
             # Ray's own switch, which it reads when it is imported: one node, all of whose ports are on loopback.
             ray_constants.ENABLE_RAY_CLUSTER = False

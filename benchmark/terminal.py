@@ -100,7 +100,8 @@ class Monitor:
         due = time.monotonic() - self._said >= PLAIN_EVERY or self._trained == self._total
         if not self._console.is_terminal and self._total and due:
             self._said = time.monotonic()
-            left = (time.monotonic() - self._started) * (self._total / self._trained - 1)
+            # What is tried again trains more than was planned.
+            left = (time.monotonic() - self._started) * max(self._total / self._trained - 1, 0)
             stack = self._current.get(threading.get_ident(), "")
             self._console.print(
                 f"[{self._trained}/{self._total} run-epochs, about {left:.0f} s left] {stack}: {now}",
