@@ -45,8 +45,6 @@ def sections(say: Callable[[str], None]) -> Iterator[Section]:
 
     threads, ray = in_turn({"threads": (through(Local()), 1), "Ray": (through(executor), 1)}, ROUNDS)
     share = dataclasses.replace(ray, ratio=1 / ray.ratio)  # it was that of the first row over this one
-    title = (
-        f"{len(runs)} runs of permuted-digits, {WORKERS} stacks at a time: wall time, and its share of that of threads"
-    )
+    title = f"{len(runs)} runs of permuted-digits, {WORKERS} stacks at a time: share of threads' wall time"
     yield Section(title, "seconds", "share", [threads, share])
     yield Section("before that, once", "seconds", "", [Row("start of Ray, until a worker answers", start, math.nan)])
