@@ -20,6 +20,8 @@ from studies.drivers import Driver
 from studies.places import DRIVER, PLACE, abandoned, holders
 from studies.storage import GRACE, Storage, unwarned
 
+SIGNING = 15.0  # seconds that a driver which takes a trial has until it says so
+
 
 class Claims:
     """The trials of one Optuna study that a driver holds, and what it sees of the others'.
@@ -165,8 +167,8 @@ class Claims:
             return True
         owner = Driver.of(trial.user_attrs[DRIVER])
         if owner.id == self._driver.id:
-            # Queued here, and taken by another driver, which says so next. If it still can.
-            return self._watched(trial) > GRACE
+            # Queued here, and taken by another driver, which says so next. If it still can; if it is late, it notices.
+            return self._watched(trial) > SIGNING
         return owner.gone(rebooted=not self._storage.beats)
 
     def _watched(self, trial: FrozenTrial) -> float:
