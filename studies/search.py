@@ -72,7 +72,8 @@ class Searcher:
                 directions=[objectives.direction(name) for name in study.objectives],
             )
             self._described()
-            self._claims = Claims(self.optuna, self.storage, driver or Driver.here())
+            self._driver = driver or Driver.here()
+            self._claims = Claims(self.optuna, self.storage, self._driver)
             self._news: list[str] = []
             self._news = self.take_over()
             self._settings = self._planned()
@@ -149,11 +150,12 @@ class Searcher:
         """
         lost: dict[str, list[str]] = {}
         for trial in self._claims.take_over(self._ended_for):
-            owner = str(Driver.of(trial.user_attrs.get(DRIVER, {})))
-            lost.setdefault(owner, []).append(str(trial.number))
+            owner = Driver.of(trial.user_attrs.get(DRIVER, {}))
+            who = "a driver that gave no name" if owner.id == self._driver.id else str(owner)
+            lost.setdefault(who, []).append(str(trial.number))
         label = self.search.label
         said, self._news = self._news, []
-        return said + [f"{label}: {owner} is gone, took over trials {', '.join(t)}" for owner, t in lost.items()]
+        return said + [f"{label}: {who} is gone, took over trials {', '.join(t)}" for who, t in lost.items()]
 
     @patient
     def holds(self, trial: optuna.Trial) -> bool:

@@ -392,7 +392,7 @@ def test_a_trial_taken_by_a_driver_that_never_said_so_is_taken_over_soon(
     assert one.take_over() == [] and len(one.others()) == 1
     time.sleep(1.1)
     (line,) = one.take_over()
-    assert "trials 0" in line and len(one.ask()) == 4
+    assert line == "ewc: a driver that gave no name is gone, took over trials 0" and len(one.ask()) == 4
 
 
 def test_a_driver_that_was_asleep_finds_its_trials_gone_and_counts_none_twice(
