@@ -528,7 +528,7 @@ def test_64_trials_find_a_lambda_within_a_point_of_the_best_of_a_fine_grid(tmp_p
     }
     results = execute(*(run for each in runs.values() for run in each))
     reference = {
-        lam: float(np.mean([objectives.value("average_accuracy", results[run.key].accuracy) for run in each]))
+        lam: float(np.mean([objectives.AFTER_TASKS["average_accuracy"](results[run.key].accuracy) for run in each]))
         for lam, each in runs.items()
     }
     best = max(reference.values())
