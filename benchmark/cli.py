@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
+    from benchmark.config import Experiment
     from benchmark.executors import Executor
+    from benchmark.experiment import Outcome
+    from benchmark.terminal import Monitor
     from benchmark.tracking import Tracker
 
 INTERRUPTED = 130  # the exit status of Ctrl-C, which some versions of typer report and others raise
@@ -106,9 +109,7 @@ def run(
     from benchmark import config
 
     chosen = config.load(preset_or_file, overrides or [])
-    from benchmark import experiment
     from benchmark.terminal import Monitor, plain, result_table
-    from reports import overview
 
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
@@ -117,18 +118,8 @@ def run(
     strategies, seeds = len(chosen.entries), len(chosen.seeds)
     say(f"{chosen.name}: {chosen.scenario.name}, {strategies} strategies x {seeds} seeds on {where}")
     with Monitor(console, traces=debug) as monitor:
-        outcome = experiment.run(
-            chosen,
-            out=out,
-            device=where,
-            tracker=tracker,
-            presentation=overview,
-            data_dir=data_dir,
-            largest=max_stack,
-            say=say,
-            planned=monitor.planned,
-            listener=monitor,
-            executor=trains,
+        outcome = _experiment(
+            chosen, tracker, monitor, trains, out=out, where=where, data_dir=data_dir, most=max_stack, say=say
         )
     console.print()
     console.print(result_table(*outcome.frames()))
@@ -181,9 +172,7 @@ def study(
     from studies import spec
 
     chosen = spec.load(preset_or_file, overrides or [])
-    from benchmark import experiment
     from benchmark.terminal import Monitor, comparison_table, plain, study_table
-    from reports import overview
     from reports import studies as presentation
     from studies import comparison, search
     from studies import run as studying
@@ -223,18 +212,9 @@ def study(
         compared = comparison.experiment(chosen, found, suffix) if several else None
         if compared:
             say(f"{compared.name}: what each protocol chose, seeds {', '.join(map(str, compared.seeds))}, on {where}")
-        beside = compared and experiment.run(
-            compared,
-            out=out,
-            device=where,
-            tracker=None if offline else _tracker(tracking_uri, out, compared.name),
-            presentation=overview,
-            data_dir=data_dir,
-            largest=max_stack,
-            say=say,
-            planned=monitor.planned,
-            listener=monitor,
-            executor=trains,
+        tracker = None if offline or not compared else _tracker(tracking_uri, out, compared.name)
+        beside = compared and _experiment(
+            compared, tracker, monitor, trains, out=out, where=where, data_dir=data_dir, most=max_stack, say=say
         )
     console.print()
     answers = [answer for each in found for answer in each]
@@ -249,7 +229,7 @@ def study(
         console.print()
     for outcome in outcomes:
         say(outcome.timing())
-    every: list[studying.Outcome | experiment.Outcome] = [*outcomes, *([beside] if beside else [])]
+    every: list[studying.Outcome | Outcome] = [*outcomes, *([beside] if beside else [])]
     for left in every:
         say(f"tables   {left.folder / 'runs.csv'}, {left.folder / 'accuracy.csv'}")
     if all(left.undelivered is None for left in every) and not offline:
@@ -463,6 +443,37 @@ def _console() -> Console:
     # A file has no width; rich would take 80 columns and fold the table.
     # No emoji: `package:tv` is a name, not a television.
     return Console(emoji=False) if sys.stdout.isatty() else Console(width=120, emoji=False)
+
+
+def _experiment(
+    chosen: Experiment,
+    tracker: Tracker | None,
+    monitor: Monitor,
+    trains: Executor | None,
+    *,
+    out: Path,
+    where: torch.device,
+    data_dir: Path | None,
+    most: int | None,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Run an experiment, with its progress shown; arguments as for `experiment.run`."""
+    from benchmark import experiment
+    from reports import overview
+
+    return experiment.run(
+        chosen,
+        out=out,
+        device=where,
+        tracker=tracker,
+        presentation=overview,
+        data_dir=data_dir,
+        largest=most,
+        say=say,
+        planned=monitor.planned,
+        listener=monitor,
+        executor=trains,
+    )
 
 
 def _trains(

@@ -11,9 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 from tabulate import tabulate
 
-from studies import objectives, plasticity
+from studies import objectives, places, plasticity
 from studies.final import Tested
-from studies.places import SAVED
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -64,7 +63,6 @@ def found(
     for searcher in searchers:
         label = searcher.search.label
         ended, best = searcher.ended, chosen.get(label)
-        saved = [t.user_attrs[SAVED] for t in ended if SAVED in t.user_attrs]
         answers.append(
             Answer(
                 label=label,
@@ -74,7 +72,7 @@ def found(
                 tested={name: list(tested[label][name]) for name in study.objectives},
                 flat=_flat(study, searcher, best),
                 protocol=study.protocol,
-                saved=(sum(each["run_epochs"] for each in saved), sum(each["seconds"] for each in saved)),
+                saved=places.saved(ended),
                 why=plasticity.verdict(study, searcher.search, best) if best and by_plasticity else "",
             )
         )

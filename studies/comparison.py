@@ -63,10 +63,10 @@ def experiment(studies: Sequence[Study], answers: Sequence[Sequence[Answer]], su
         Entry(f"{answer.label} ({'; '.join(by)})", run.strategy_name, run.strategy, run.recipe)
         for answer, run, by in chosen.values()
     )
+    if not entries:
+        return None
     name = f"{whole.name}{suffix}-compared"
-    return (
-        Experiment(name, whole.scenario, whole.model, _seeds(studies[0]), entries, whole.content) if entries else None
-    )
+    return Experiment(name, whole.scenario, whole.model, studies[0].fresh_seeds, entries, whole.content)
 
 
 def rows(studies: Sequence[Study], answers: Sequence[Sequence[Answer]], records: Iterable[Record]) -> list[Row]:
@@ -92,17 +92,12 @@ def _pairs(studies: Sequence[Study], answers: Sequence[Sequence[Answer]]) -> lis
     return [(study, answer) for study, each in zip(studies, answers, strict=True) for answer in each]
 
 
-def _seeds(study: Study) -> tuple[int, ...]:
-    """Those of the final evaluation of every protocol but `test-oracle`."""
-    return tuple(range(study.table.seeds, study.table.seeds + study.table.test_seeds))
-
-
 def _runs(study: Study, answer: Answer) -> list[Run]:
     """On common ground; none where nothing was chosen."""
     if not answer.params:
         return []
     (search,) = (search for search in study.searches if search.label == answer.label)
-    return study.runs(study.entry(search, answer.params), study.experiment.scenario, _seeds(study))
+    return study.runs(study.entry(search, answer.params), study.experiment.scenario, study.fresh_seeds)
 
 
 def baseline(rows: Sequence[Row]) -> str:

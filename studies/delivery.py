@@ -18,7 +18,7 @@ from benchmark.keys import digest
 from benchmark.results import Record
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
-from studies import frames, objectives
+from studies import frames, objectives, places
 from studies.answers import saving
 from studies.places import PLACE, REASON, SEEDS
 from studies.search import Searcher, reason
@@ -303,9 +303,7 @@ def _budget(study: Study, searchers: Sequence[Searcher]) -> str:
     for searcher in searchers:
         states = [frames.state(trial.user_attrs[SEEDS]) for trial in searcher.ended]
         lost = [f", {states.count(state)} {state}" for state in frames.LOST if state in states]
-        saved = [found for trial in searcher.ended if (found := frames.saved(trial))]
-        if saved:
-            epochs, seconds = (sum(each[f"saved_{what}"] for each in saved) for what in ("run_epochs", "seconds"))
-            lost.append(f", {saving(int(epochs), seconds)}")
+        epochs, seconds = places.saved(searcher.ended)
+        lost += [f", {saving(epochs, seconds)}"] if epochs else []
         spent.append(f"`{searcher.search.label}` {len(states)} trials{''.join(lost)}")
     return f"Protocol {study.describe()}.\n\nSpent: {'; '.join(spent)}."

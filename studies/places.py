@@ -93,6 +93,16 @@ def seconds(trials: Iterable[FrozenTrial]) -> float:
     return total.total_seconds()
 
 
+def saved(trials: Iterable[FrozenTrial]) -> tuple[int, float]:
+    """Run-epochs and seconds that giving up trials saved, of all of them; see `pruning.GivenUp`.
+
+    Args:
+        trials: those that ended.
+    """
+    noted = [trial.user_attrs[SAVED] for trial in trials if SAVED in trial.user_attrs]
+    return sum(each["run_epochs"] for each in noted), sum(each["seconds"] for each in noted)
+
+
 def waits(trial: FrozenTrial) -> bool:
     """Whether a trial is queued, and nobody has taken it yet."""
     return trial.state == TrialState.WAITING

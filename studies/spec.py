@@ -166,8 +166,11 @@ class Study:
     @property
     def test_seeds(self) -> tuple[int, ...]:
         """Of the final evaluation: none that a trial used, but for `test-oracle`, which reports what it tuned on."""
-        if self.protocol == "test-oracle":
-            return self.tuning_seeds
+        return self.tuning_seeds if self.protocol == "test-oracle" else self.fresh_seeds
+
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """Those that no trial uses, by any protocol."""
         return tuple(range(self.table.seeds, self.table.seeds + self.table.test_seeds))
 
     def describe(self) -> str:
