@@ -119,19 +119,19 @@ def held(storage: str, pid: int) -> list[FrozenTrial]:
     return [trial for trial in running if trial.user_attrs["driver"]["pid"] == pid]
 
 
-def stopped_at_work(storage: str, process: subprocess.Popen[str]) -> list[FrozenTrial]:
-    """Stop a process while it is at some trials: those."""
+def stopped_at_work(storage: str, process: subprocess.Popen[str], least: int = 1) -> list[FrozenTrial]:
+    """Stop a process while it is at some trials, as many at least: those."""
     found = list[FrozenTrial]()
 
     def caught() -> bool:
-        if not held(storage, process.pid):
+        if len(held(storage, process.pid)) < least:
             return False
         process.send_signal(signal.SIGSTOP)  # before they are read, so that they stay what they are
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        found.extend(held(storage, process.pid))
-        if not found:
+        found[:] = held(storage, process.pid)
+        if len(found) < least:
             process.send_signal(signal.SIGCONT)
-        return bool(found)
+        return len(found) >= least
 
     until(caught)
     return found
@@ -233,7 +233,9 @@ def test_a_driver_put_to_sleep_finds_its_trials_trained_by_others_and_goes_on(
     work = drivers("--storage", storage, "--offline")
     work.start("a", **short)
     asleep = work.running["a"]
-    assert stopped_at_work(storage, asleep)
+    # It takes one after the other, and gives up without a word the one that is lost by the time it has it. With a
+    # second one in hand, it has the first for certain, and trains it whatever became of it.
+    assert stopped_at_work(storage, asleep, least=2)
     work.start("b", **short)
     until(lambda: not held(storage, asleep.pid))
     asleep.send_signal(signal.SIGCONT)
