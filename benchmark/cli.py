@@ -181,21 +181,19 @@ def study(
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
     opened = Storage.of(storage or f"sqlite:///{out.resolve() / 'optuna.db'}")
+    if new and (name := search.free_name(chosen, opened)) != chosen[0].experiment.name:
+        chosen = spec.load(preset_or_file, [*(overrides or []), f'name="{name}"'])
+        say(f"another study of its name; name={name} --resume continues it")
     outcomes = []
     with Monitor(console, traces=debug) as monitor:
         for each in chosen:
-            suffix = search.free_suffix(each, opened) if new else ""
-            say(f"{each.name}{suffix}: {each.tuning.name}, {each.describe()}, on {where}")
-            if suffix:
-                own = f" study.protocol={each.protocol}" if len(chosen) > 1 else ""
-                say(f"another study of its name; name={each.name}{suffix}{own} --resume continues it")
+            say(f"{each.name}: {each.tuning.name}, {each.describe()}, on {where}")
             outcome = studying.run(
                 each,
                 out=out,
                 storage=opened,
                 device=where,
                 resume=resume,
-                suffix=suffix,
                 data_dir=data_dir,
                 say=say,
                 planned=monitor.planned,
@@ -209,7 +207,7 @@ def study(
         found = [outcome.answers for outcome in outcomes]
         # Of several drivers, the one that did the last evaluation.
         several = len(chosen) > 1 and outcomes[-1].tested
-        compared = comparison.experiment(chosen, found, suffix) if several else None
+        compared = comparison.experiment(chosen, found) if several else None
         if compared:
             say(f"{compared.name}: what each protocol chose, seeds {', '.join(map(str, compared.seeds))}, on {where}")
         tracker = None if offline or not compared else _tracker(tracking_uri, out, compared.name)

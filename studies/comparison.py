@@ -43,13 +43,12 @@ class Row:
     values: dict[int, float]
 
 
-def experiment(studies: Sequence[Study], answers: Sequence[Sequence[Answer]], suffix: str = "") -> Experiment | None:
+def experiment(studies: Sequence[Study], answers: Sequence[Sequence[Answer]]) -> Experiment | None:
     """What each protocol chose as an experiment, one entry a setting.
 
     Args:
         studies: of one file, one a protocol.
         answers: of each study.
-        suffix: of the names of the studies.
 
     Returns:
         None where no study chose anything.
@@ -65,8 +64,9 @@ def experiment(studies: Sequence[Study], answers: Sequence[Sequence[Answer]], su
     )
     if not entries:
         return None
-    name = f"{whole.name}{suffix}-compared"
-    return Experiment(name, whole.scenario, whole.model, studies[0].fresh_seeds, entries, whole.content)
+    return Experiment(
+        f"{whole.name}-compared", whole.scenario, whole.model, studies[0].fresh_seeds, entries, whole.content
+    )
 
 
 def rows(studies: Sequence[Study], answers: Sequence[Sequence[Answer]], records: Iterable[Record]) -> list[Row]:

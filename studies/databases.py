@@ -18,6 +18,8 @@ PACKAGES = {"psycopg": _POSTGRES, "psycopg2": f"{_POSTGRES} and write postgresql
 """What to do where a Python package is missing that a database needs."""
 PATIENCE = 120.0
 """Seconds that a database may be away, once it was there."""
+PAUSE = 30.0
+"""Seconds that a driver may pause in a transaction: put to sleep within one, or cut off, it would block all others."""
 _GIVEN_WAY = {"40001", "40P01"}  # of SQL: this transaction could not be put in order with others, or deadlocked
 _ATTEMPTS = 5  # to make the tables, of which one driver's will do
 
@@ -43,6 +45,8 @@ def opened(url: str, make: Callable[[dict[str, Any]], RDBStorage]) -> RDBStorage
     found = _made(lambda: make(options))
     if url.startswith("sqlite"):
         _one_writer(found.engine)
+    elif url.startswith("postgresql"):
+        _no_long_pause(found.engine)
     return found
 
 
@@ -81,6 +85,22 @@ def _one_writer(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def begun(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # of connections that were made before
+
+
+def _no_long_pause(engine: Engine) -> None:
+    """Let PostgreSQL end a transaction in which nothing happens, and its connection: `lost` says so where one wakes up.
+
+    Args:
+        engine: of the storage.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: Any) -> None:
+        # Said here and not as an option of the connection, which poolers such as PgBouncer refuse.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {1000 * PAUSE:.0f}")
+        connection.commit()
 
     engine.dispose()  # of connections that were made before
 

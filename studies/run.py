@@ -123,7 +123,6 @@ def run(
     storage: str | BaseStorage | Storage,
     device: torch.device,
     resume: bool = False,
-    suffix: str = "",
     data_dir: Path | None = None,
     say: Say = lambda line: None,
     planned: Planned = lambda plan, tasks: None,
@@ -141,7 +140,6 @@ def run(
         storage: see `Storage.of`.
         device: where to train.
         resume: continue a study of that name, or join the drivers that are at work on it.
-        suffix: of the name of another study of the same file.
         data_dir: as for `data.load`.
         say: takes one line for each thing worth knowing.
         planned: called before each batch trains, with what will be trained and on which images.
@@ -158,12 +156,12 @@ def run(
     """
     started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store(out / (study.name + suffix), {"protocol": study.marked}))
+        store = stack.enter_context(Store(out / study.name, {"protocol": study.marked}))
         driver = stack.enter_context(Driver.here(tracker.owner if tracker else "").at_work())
         opened = Storage.of(storage)
         opened.say = say
         stack.enter_context(opened.pulse.beating())
-        searchers = [Searcher(study, s, opened, resume=resume, suffix=suffix, driver=driver) for s in study.searches]
+        searchers = [Searcher(study, s, opened, resume=resume, driver=driver) for s in study.searches]
         for searcher in searchers:
             say(f"searching {searcher.describe()}")
         train = _Trainer(store, device, data_dir, say, planned, listener, executor, largest)

@@ -39,7 +39,6 @@ class Searcher:
         search: the strategy and its ranges.
         storage: see `Storage.of`.
         resume: continue a study of that name, or join the drivers that are at work on it.
-        suffix: told apart from an older study of the same name by this.
         driver: who asks; None: one that nobody waits for.
 
     Raises:
@@ -53,10 +52,9 @@ class Searcher:
         storage: str | BaseStorage | Storage,
         *,
         resume: bool,
-        suffix: str = "",
         driver: Driver | None = None,
     ) -> None:
-        self.study, self.search, self._name = study, search, f"{study.name}{suffix}/{search.label}"
+        self.study, self.search, self._name = study, search, f"{study.name}/{search.label}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.storage = Storage.of(storage)
         if self._name in self.storage.names() and not resume:
@@ -308,19 +306,21 @@ def reason(seeds: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{status} with seeds {', '.join(which)}" for status, which in lost.items() if which)
 
 
-def free_suffix(study: Study, storage: str | BaseStorage | Storage) -> str:
-    """What tells another study of this file from those that are there: `-2`, `-3`, ..., or nothing for the first.
+def free_name(studies: Sequence[Study], storage: str | BaseStorage | Storage) -> str:
+    """The name of another study of a file, beside those that are there: its own, or that with `-2`, `-3`, ...
 
     Args:
-        study: the file.
+        studies: of the file, one a protocol.
         storage: see `Storage.of`.
 
     Raises:
         StudyError: the storage cannot be used.
     """
     known = {name.partition("/")[0] for name in Storage.of(storage).names()}
-    suffixes = ["", *(f"-{n}" for n in range(2, len(known) + 3))]
-    return next(suffix for suffix in suffixes if study.name + suffix not in known)
+    own = studies[0].experiment.name
+    names = [own, *(f"{own}-{n}" for n in range(2, len(known) + 3))]
+    protocols = [study.name.removeprefix(own) for study in studies]
+    return next(name for name in names if known.isdisjoint(name + protocol for protocol in protocols))
 
 
 def grid(search: Search, points: int) -> list[dict[str, Any]]:

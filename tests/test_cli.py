@@ -487,16 +487,19 @@ def test_a_report_of_what_was_tuned_on_test_says_so_in_every_table_and_figure(
 
 def test_another_study_of_a_name_is_continued_by_its_own(forgetbench: Command, tmp_path: Path) -> None:
     small = ["study.trials=2", "study.batch=2", "study.test_seeds=2", "train.epochs=1", "scenario.tasks=2"]
+    small += ["study.protocol=['validation', 'test-oracle']"]
     options = ["--device", "cpu", "--offline"]
     assert forgetbench("study", "lambda-permuted-digits", *small, *options).status == 0
     again = forgetbench("study", "lambda-permuted-digits", *small, *options, "--new")
     assert again.status == 0 and "name=lambda-permuted-digits-2 --resume continues it" in again.text
     own = "name=lambda-permuted-digits-2"
     continued = forgetbench("study", "lambda-permuted-digits", own, *small, "study.trials=3", *options, "--resume")
-    assert continued.status == 0 and "3 of 3 trials" in continued.text
+    assert continued.status == 0 and continued.text.count("3 of 3 trials") == 4
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
-        "lambda-permuted-digits", "lambda-permuted-digits-2",
-    }  # fmt: skip
+        f"lambda-permuted-digits{number}-{kind}"
+        for number in ("", "-2")
+        for kind in ("validation", "test-oracle", "compared")
+    }
 
 
 def test_several_protocols_end_with_what_each_chose_on_common_ground(forgetbench: Command, tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from studies.databases import lost
+from studies import databases
 from studies.places import PLACE, SEEDS, counts, holders
 from studies.storage import Storage
 from tests.postgres import PASSWORD, Postgres, server
@@ -254,7 +254,7 @@ class Finder(importlib.abc.MetaPathFinder):
         if name == "studies.claims":
             sys.meta_path.remove(self)
             from studies import storage
-            storage.HEARTBEAT, storage.GRACE = 1, 5
+            storage.HEARTBEAT, storage.GRACE = 1, 15
         return None
 
 sys.meta_path.insert(0, Finder())
@@ -293,13 +293,32 @@ def test_who_gave_way_in_a_deadlock_may_ask_again(postgres: Postgres) -> None:
                 connection.execute(update, {"id": second})
         except OperationalError as error:
             assert "deadlock detected" in str(error)
-            return lost(error)
+            return databases.lost(error)
         return False
 
     both = threading.Barrier(2)
     with ThreadPoolExecutor(2) as threads:
         assert sorted(threads.map(crossed, (1, 2), (2, 1))) == [False, True]
     engine.dispose()
+
+
+def test_who_falls_asleep_in_a_transaction_keeps_nobody_waiting_and_may_ask_again(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "PAUSE", 0.5)
+    storage = Storage.of(postgres.database("paused"))
+    assert isinstance(storage.optuna, RDBStorage)
+    study = optuna.create_study(storage=storage.optuna, study_name="some")
+    update = text("UPDATE studies SET study_name = 'another'")
+    with pytest.raises(DBAPIError) as caught, storage.optuna.engine.begin() as asleep:
+        asleep.execute(update)
+        began = time.monotonic()
+        with storage.optuna.engine.begin() as other:
+            other.execute(update)
+        assert time.monotonic() - began > 0.3  # it had to wait for the first one's end
+        asleep.execute(update)
+    assert databases.lost(caught.value)
+    assert storage.patiently(lambda: len(study.trials)) == 0
 
 
 def test_a_study_of_several_drivers_needs_to_be_joined(postgres: Postgres, tmp_path: Path) -> None:

@@ -229,13 +229,13 @@ def test_a_study_that_is_there_is_neither_continued_nor_overwritten_unasked(tmp_
 def test_another_study_of_the_name_runs_beside_the_first(tmp_path: Path) -> None:
     study, storage = made({"trials": 2, "seeds": 1, "test_seeds": 1}), InMemoryStorage()
     first = go(study, tmp_path, storage)
-    suffix = search.free_suffix(study, storage)
-    second = go(study, tmp_path, storage, suffix=suffix)
-    assert (first.outcome.folder, second.outcome.folder) == (tmp_path / "trial", tmp_path / f"trial{suffix}")
+    name = search.free_name([study], storage)
+    second = go(made({"trials": 2, "seeds": 1, "test_seeds": 1}, name=name), tmp_path, storage)
+    assert (first.outcome.folder, second.outcome.folder) == (tmp_path / "trial", tmp_path / "trial-2")
     assert len({*optuna.get_all_study_names(storage)}) == 2
     assert values(first) == [
         (t.params, t.values, t.user_attrs["seeds"])
-        for t in optuna.load_study(study_name=f"trial{suffix}/ewc", storage=storage).trials
+        for t in optuna.load_study(study_name="trial-2/ewc", storage=storage).trials
     ]
 
 
@@ -317,7 +317,7 @@ def refusal(storage: str, *, resume: bool = False) -> str:
     with pytest.raises(StudyError) as caught:
         opened(storage, resume=resume)
     with pytest.raises(StudyError) as again:
-        search.free_suffix(made(), storage)
+        search.free_name([made()], storage)
     for error in (caught, again):
         assert "\n" not in str(error.value) and len(str(error.value)) < 600
         assert str(error.value).startswith(f"the Optuna storage {redacted(storage)!r} cannot be used: ")

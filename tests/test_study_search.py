@@ -19,12 +19,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from studies import objectives
+from studies import objectives, spec
 from studies.pruning import GivenUp
-from studies.search import DECADES, Searcher, StudyError, free_suffix, grid
+from studies.search import DECADES, Searcher, StudyError, free_name, grid
 from studies.spec import Search
 from tests.test_end_to_end import environment
-from tests.test_study_spec import made
+from tests.test_study_spec import changed, made
 
 SAMPLERS = pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 
@@ -485,10 +485,19 @@ def test_more_trials_may_be_asked_of_a_study_that_ended() -> None:
 
 
 def test_another_study_of_the_same_file_gets_the_next_free_number() -> None:
-    storage, study = InMemoryStorage(), made()
-    for suffix in ("", "-2", "-3"):
-        assert free_suffix(study, storage) == suffix
-        Searcher(study, study.searches[0], storage, resume=False, suffix=suffix)
-    with pytest.raises(StudyError, match=r"'trial-2/ewc'"):
-        Searcher(study, study.searches[0], storage, resume=False, suffix="-2")
-    assert free_suffix(made(name="other"), storage) == ""
+    storage = InMemoryStorage()
+    for name in ("trial", "trial-2", "trial-3"):
+        assert free_name([made()], storage) == name
+        study = made(name=name)
+        Searcher(study, study.searches[0], storage, resume=False)
+    with pytest.raises(StudyError, match=r"'trial-3/ewc'"):
+        Searcher(study, study.searches[0], storage, resume=False)
+    assert free_name([made(name="other")], storage) == "other"
+
+
+def test_another_study_under_several_protocols_has_one_name_for_all() -> None:
+    storage = InMemoryStorage()
+    first, second = spec.parse(changed({"protocol": ["validation", "test-oracle"]}))
+    assert free_name([first, second], storage) == "trial"
+    Searcher(second, second.searches[0], storage, resume=False)
+    assert second.name == "trial-test-oracle" and free_name([first, second], storage) == "trial-2"

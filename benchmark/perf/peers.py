@@ -1,7 +1,7 @@
 """Avalanche in the notebook's setting, with the same network, batch and optimiser: how fast, and how accurate.
 
-It runs where Avalanche is installed: `make perf-peers`. Its data set is one of tensors, which it reads faster than
-images.
+It runs where Avalanche is installed: `make perf-peers`. It reads images one by one, as torchvision's data sets give
+them and its own benchmarks hand them on, and also tensors, which is faster.
 
 References:
     Carta et al. 2023, Avalanche: A PyTorch Library for Deep Continual Learning, https://arxiv.org/abs/2302.01766.
@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -18,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from benchmark import models, plan, scenarios, schedule
 from benchmark.data import ImageSet
 from benchmark.perf.measuring import Subject
-from benchmark.perf.training import CPU, STEPS
+from benchmark.perf.training import CPU, STEPS, OneByOne
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
 from strategies import EWC, Naive, Strategy
@@ -32,20 +33,24 @@ LAM = 1e6  # this Fisher, squares of means over a batch, is about a hundredth of
 SEEDS = (0, 1, 2)
 
 
-class _Labelled(TensorDataset):
-    """Tensors whose labels Avalanche finds."""
+class _Labelled(Dataset[Any]):
+    """The first samples of a data set, with labels where Avalanche looks for them."""
 
-    @property
-    def targets(self) -> list[int]:
-        labels: list[int] = self.tensors[1].tolist()
-        return labels
+    def __init__(self, samples: Dataset[Any], labels: Tensor) -> None:
+        self._samples, self.targets = samples, labels.tolist()
+
+    def __getitem__(self, index: int) -> Any:
+        return self._samples[index]
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
 
-def _experiences(parts: list[tuple[Tensor, Tensor]]) -> list[Any]:
+def _experiences(parts: list[_Labelled]) -> list[Any]:
     from avalanche.benchmarks import benchmark_from_datasets
     from avalanche.benchmarks.utils.utils import as_classification_dataset
 
-    return list(benchmark_from_datasets(train=[as_classification_dataset(_Labelled(*p)) for p in parts]).train_stream)
+    return list(benchmark_from_datasets(train=[as_classification_dataset(part) for part in parts]).train_stream)
 
 
 def _learner(name: str, network: nn.Module, plugins: list[Any]) -> Any:
@@ -69,12 +74,15 @@ def _inputs(images: ImageSet, x: Tensor) -> Tensor:
     return (x.float() / images.scale).view(len(x), *images.shape)
 
 
-def _speed(images: ImageSet, name: str) -> Subject:
+def _tensors(images: ImageSet) -> _Labelled:
+    return _Labelled(TensorDataset(_inputs(images, images.train_x), images.train_y), images.train_y)
+
+
+def _speed(images: ImageSet, name: str, samples: Dataset[Any]) -> Subject:
     """Training the second experience; importances, which come after it, do not count."""
     from avalanche.training.plugins import SupervisedPlugin
 
-    x, y = _inputs(images, images.train_x[: 100 * STEPS]), images.train_y[: 100 * STEPS]
-    experiences = _experiences([(x[:100], y[:100]), (x, y)])
+    experiences = _experiences([_Labelled(samples, images.train_y[:n]) for n in (100, 100 * STEPS)])
 
     class Clock(SupervisedPlugin):  # type: ignore[misc]
         seconds = 0.0
@@ -98,7 +106,15 @@ def _speed(images: ImageSet, name: str) -> Subject:
 def subjects(images: ImageSet) -> dict[str, Callable[[], Subject]]:
     """What goes into the table of `training.rows`."""
     warnings.filterwarnings("ignore", module="qpsolvers|avalanche")
-    return {f"Avalanche, {name}": lambda name=name: _speed(images, name) for name in ("naive", "ewc")}  # type: ignore[misc]
+    read: dict[str, Callable[[], Dataset[Any]]] = {
+        "Avalanche": lambda: OneByOne(images),
+        "Avalanche on tensors": lambda: _tensors(images),
+    }
+    return {
+        f"{how}, {name}": functools.partial(lambda name, made: _speed(images, name, made()), name, made)
+        for how, made in read.items()
+        for name in ("naive", "ewc")
+    }
 
 
 def accuracies(tasks: list[ImageSet]) -> list[str]:
@@ -139,7 +155,7 @@ def _theirs(tasks: list[ImageSet], name: str, seed: int) -> list[float]:
     torch.manual_seed(seed)
     network = models.Model("mlp-bn").build(tasks[0].shape, 10, seed=seed)
     learner = _learner(name, network, [])
-    for experience in _experiences([(_inputs(t, t.train_x), t.train_y) for t in tasks]):
+    for experience in _experiences([_tensors(t) for t in tasks]):
         learner.train(experience, num_workers=0)
     with torch.no_grad():
         answers = [network.eval()(_inputs(t, t.test_x)).argmax(1) for t in tasks]

@@ -29,7 +29,7 @@ EPOCH, STEPS, ROUNDS = 600, 200, 5
 LOOP = "the notebook's loop"
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
+class OneByOne(Dataset[tuple[Tensor, int]]):
     """Image by image through PIL and ToTensor, as torchvision's MNIST hands them to the notebook's DataLoader."""
 
     def __init__(self, images: ImageSet) -> None:
@@ -53,7 +53,7 @@ def notebook_loop(images: ImageSet) -> Subject:
     network = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     criterion = nn.CrossEntropyLoss()
-    loader = DataLoader(_Images(images), batch_size=100, shuffle=True)
+    loader = DataLoader(OneByOne(images), batch_size=100, shuffle=True)
 
     def steps() -> None:
         for i, (x, y) in enumerate(loader):
