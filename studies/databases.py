@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optuna.storages import RDBStorage
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 from benchmark.databases import prepared
@@ -20,6 +20,8 @@ PATIENCE = 120.0
 """Seconds that a database may be away, once it was there."""
 PAUSE = 30.0
 """Seconds that a driver may pause in a transaction: put to sleep within one, or cut off, it would block all others."""
+TURN = 30.0
+"""Seconds that a driver waits for its turn to write in SQLite, unless the URL says `?timeout=`; SQLite would wait five."""
 _GIVEN_WAY = {"40001", "40P01"}  # of SQL: this transaction could not be put in order with others, or deadlocked
 _ATTEMPTS = 5  # to make the tables, of which one driver's will do
 
@@ -38,8 +40,12 @@ def opened(url: str, make: Callable[[dict[str, Any]], RDBStorage]) -> RDBStorage
         tables = prepared(url, lambda empty: RDBStorage(empty).remove_session())
         if tables and not {"studies", "trials"} <= {*tables}:  # Optuna would add its own
             raise ValueError(f"it is a database of something else, with tables {', '.join(tables[:3])}, ...")
-    # A connection that has died while a batch trained is noticed, and replaced, before it is used.
-    options: dict[str, Any] = {} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    options: dict[str, Any] = {}
+    if not url.startswith("sqlite"):
+        # A connection that has died while a batch trained is noticed, and replaced, before it is used.
+        options["pool_pre_ping"] = True
+    elif "timeout" not in make_url(url).query:
+        options["connect_args"] = {"timeout": TURN}
     if url.startswith("postgresql"):
         options["connect_args"] = {"connect_timeout": 10}
     found = _made(lambda: make(options))

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from benchmark.results import ResultsError, Store
 from benchmark.server import redacted
-from studies import search
+from studies import databases, search
 from studies import storage as storages
 from studies.pruning import GivenUp
 from studies.search import Searcher
@@ -428,7 +428,7 @@ def database(tmp_path: Path) -> Iterator[tuple[str, sqlite3.Connection]]:
     """A storage with a study, and a connection of somebody else to it."""
     path = tmp_path / "optuna.db"
     opened(sqlite(path))
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, check_same_thread=False)
     yield sqlite(path), connection
     connection.close()
 
@@ -445,6 +445,22 @@ def test_a_storage_that_another_program_has_locked_is_one_clear_line(database: t
         opened(impatient(storage), resume=True)
     other.rollback()
     assert opened(storage, resume=True).ask()  # nothing is broken
+
+
+def test_a_storage_that_another_driver_writes_to_for_long_is_waited_for(
+    database: tuple[str, sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, other = database
+    asker = opened(storage, resume=True)
+    monkeypatch.setattr(databases, "TURN", 0.2)
+    hasty = opened(storage, resume=True)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StudyError, match="cannot be used: .*database is locked"):
+        hasty.ask()
+    done = threading.Timer(6, lambda: other.rollback())
+    done.start()
+    assert asker.ask()  # SQLite itself gives up after five seconds
+    done.join()
 
 
 def test_a_storage_locked_while_a_study_runs_is_the_same_clear_line(database: tuple[str, sqlite3.Connection]) -> None:
