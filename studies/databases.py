@@ -21,7 +21,7 @@ PATIENCE = 120.0
 PAUSE = 30.0
 """Seconds that a driver may pause in a transaction: put to sleep within one, or cut off, it would block all others."""
 TURN = 30.0
-"""Seconds that a driver waits for its turn to write in SQLite, unless the URL says `?timeout=`; SQLite would wait five."""
+"""Seconds that a driver waits for its turn to write in SQLite, unless the URL says `?timeout=`; five by default."""
 _GIVEN_WAY = {"40001", "40P01"}  # of SQL: this transaction could not be put in order with others, or deadlocked
 _ATTEMPTS = 5  # to make the tables, of which one driver's will do
 
