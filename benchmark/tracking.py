@@ -246,7 +246,11 @@ class Tracker:
                 self._overview = next(iter(found))
                 return
             tags, start_ms = {KIND: "overview", OWNER: self.owner}, int(started * 1000)
-            run = self._client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name="overview")
+            # A command killed just here has left one that says nothing yet.
+            empty = (run for run in self._listed() if run.data.tags.get(OWNER) == self.owner and not run.data.params)
+            run = next(empty, None) or self._client.create_run(
+                self.experiment_id, start_time=start_ms, tags=tags, run_name="overview"
+            )
             self._overview = str(run.info.run_id)
             self._batch(self._overview, [], params, {})
 
@@ -304,10 +308,12 @@ class Tracker:
 
     def _overviews(self) -> dict[str, str]:
         """Overview runs of these settings and their owners, oldest first: drivers that begin at once make several."""
-        listed = self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'")
-        same = [run for run in listed if run.data.params == self._common]
+        same = [run for run in self._listed() if run.data.params == self._common]
         same.sort(key=lambda run: (run.info.start_time, run.info.run_id))
         return {str(run.info.run_id): run.data.tags.get(OWNER, "") for run in same}
+
+    def _listed(self) -> list[Run]:
+        return list(self._client.search_runs([self.experiment_id], f"tags.`{KIND}` = 'overview'"))
 
     def _gather(self, keys: set[str], owners: set[str]) -> None:
         """Look at what is there anew, since other drivers deliver too, and make it one of each.

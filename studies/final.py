@@ -20,6 +20,7 @@ from studies.storage import patient
 
 TESTED = "tested"
 """User attribute of an Optuna study: the runs of the final evaluation, and each objective's values."""
+_ATTEMPTS = 5
 Tested = Mapping[str, Mapping[str, list[float]]]
 
 
@@ -94,9 +95,17 @@ class Final:
 
     def _joined(self) -> Claims:
         if self._claims is None:
-            study = optuna.create_study(study_name=self._name, storage=self.storage.optuna, load_if_exists=True)
-            self._claims = Claims(study, self.storage, self._driver)
+            self._claims = Claims(self._study(), self.storage, self._driver)
         return self._claims
+
+    def _study(self) -> optuna.Study:
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(LookupError):  # it was there, and is deleted before it is read
+                return self._made()
+        return self._made()
+
+    def _made(self) -> optuna.Study:
+        return optuna.create_study(study_name=self._name, storage=self.storage.optuna, load_if_exists=True)
 
     def _freed(self) -> Claims:
         """Without what was taken when the connection broke, and what drivers that are gone left behind."""

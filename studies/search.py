@@ -62,21 +62,22 @@ class Searcher:
                 f"there is a study {self._name!r}: --resume continues it, or joins those at work on it; "
                 "--new starts another"
             )
-        with self.storage.explained():
-            self.optuna = optuna.create_study(
-                storage=self.storage.optuna,
-                study_name=self._name,
-                load_if_exists=True,
-                directions=[objectives.direction(name) for name in study.objectives],
-            )
-            self._described()
-            self._driver = driver or Driver.here()
-            self._claims = Claims(self.optuna, self.storage, self._driver)
-            self._news: list[str] = []
-            self._news = self.take_over()
-            self._settings = self._planned()
-            # From the start, so that drivers which come at the same time share them.
-            self._queue([place for place in self._free() if place < len(self._settings)])
+        self._driver, self._settings, self._news = driver or Driver.here(), self._planned(), list[str]()
+        self._open()
+
+    @patient
+    def _open(self) -> None:
+        self.optuna = optuna.create_study(
+            storage=self.storage.optuna,
+            study_name=self._name,
+            load_if_exists=True,
+            directions=[objectives.direction(name) for name in self.study.objectives],
+        )
+        self._described()
+        self._claims = Claims(self.optuna, self.storage, self._driver)
+        self._news = self.take_over()
+        # From the start, so that drivers which come at the same time share them.
+        self._queue([place for place in self._free() if place < len(self._settings)])
 
     def describe(self) -> str:
         """What is searched, in words."""
@@ -253,6 +254,7 @@ class Searcher:
             return {"state": TrialState.FAIL}
         return {"values": [objectives.worst(name) for name in names]}
 
+    @patient
     def best(self) -> FrozenTrial | None:
         """The trial to report, by the protocol: of two objectives, the one of the Pareto front whose sum is best."""
         if self.study.protocol == plasticity.PROTOCOL:
@@ -260,8 +262,7 @@ class Searcher:
             return plasticity.chosen(well, self.study.table.plasticity)
         signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]
         # One told as the worst value is nothing to report, even where all are.
-        with self.storage.explained():
-            front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
+        front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
         return max(front, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)), default=None)
 
     def _sampler(self, seed: int) -> BaseSampler:

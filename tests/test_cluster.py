@@ -276,6 +276,7 @@ def test_stacks_of_a_node_that_is_removed_run_again_elsewhere(tmp_path: Path) ->
         removal.start()
         found = go(runs, largest=1, workers=2, executor=executor)[0]
         removal.join()
+        until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
         assert executor.room(CPU).workers == 1
         assert begun(doomed.node_id) and begun(doomed.node_id) <= begun(there.head_node.node_id)
         exactly(found, go(runs, largest=1, workers=2)[0])

@@ -129,7 +129,7 @@ def between(address: str, fault: str) -> Generator[tuple[str, threading.Event], 
 
 @pytest.mark.parametrize("fault", ["hangs", "answers 500", "breaks off"])
 def test_a_server_in_trouble_in_the_middle_costs_no_run_and_shows_no_password(tmp_path, monkeypatch, fault):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -143,6 +143,7 @@ def test_a_server_in_trouble_in_the_middle_costs_no_run_and_shows_no_password(tm
         held = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
         assert len(held) == 21
         faulty.clear()
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
         first, second = (forgetbench("sync", "--tracking-uri", uri, cwd=tmp_path) for _ in range(2))
         assert "of 21 runs delivered" in first.stdout, first.stderr
         assert "permuted-digits: 0 of 21 runs delivered" in second.stdout, second.stderr

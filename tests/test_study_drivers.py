@@ -253,7 +253,8 @@ def test_drivers_that_race_fill_every_place_once(
     def opened() -> Storage:
         if kind is journal:
             return Storage.of(kind(tmp_path))
-        made_once = RDBStorage(kind(tmp_path))  # without heartbeats, whose warnings threads cannot be kept from
+        turn = {"connect_args": {"timeout": databases.TURN}}
+        made_once = RDBStorage(kind(tmp_path), turn)  # without heartbeats, whose warnings threads cannot be kept from
         databases._one_writer(made_once.engine)
         return Storage("a database", made_once)
 
@@ -332,39 +333,49 @@ def test_a_driver_that_dies_while_others_work_is_taken_over_by_the_next_that_ask
     assert one.spent and len(one.ended) == 8
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver without a heartbeat for a second counts as gone."""
+def _gone_after(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (storages, claims):
-        monkeypatch.setattr(module, "GRACE", 1)
+        monkeypatch.setattr(module, "GRACE", seconds)
     monkeypatch.setattr(storages, "HEARTBEAT", 1)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver without a heartbeat for a second counts as gone."""
+    _gone_after(1, monkeypatch)
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one for five seconds: of who is not gone, a busy machine may make a second's beat late."""
+    _gone_after(5, monkeypatch)
+
+
 def test_a_driver_on_another_machine_is_gone_when_its_heartbeat_stops(
-    impatient: None, at_work: Callable[[], Driver], tmp_path: Path
+    lenient: None, at_work: Callable[[], Driver], tmp_path: Path
 ) -> None:
     there, one = searcher(sqlite(tmp_path), at_work()), searcher(sqlite(tmp_path), at_work())
     left = there.ask()
     vanish(there, machine=ELSEWHERE, host="node7")
-    until = time.monotonic() + 2.5
+    until = time.monotonic() + 7
     while time.monotonic() < until:
         there.storage.pulse.beat()
         assert one.take_over() == []
         time.sleep(0.2)
-    time.sleep(3)
+    time.sleep(7)
     (line,) = one.take_over()
     assert "on node7 is gone, took over trials 0, 1, 2, 3" in line
     assert lams(one.ask()) == lams(left)
 
 
 def test_a_thread_keeps_the_heartbeat_while_a_batch_trains(
-    impatient: None, at_work: Callable[[], Driver], tmp_path: Path
+    lenient: None, at_work: Callable[[], Driver], tmp_path: Path
 ) -> None:
     there, one = searcher(sqlite(tmp_path), at_work()), searcher(sqlite(tmp_path), at_work())
     with there.storage.pulse.beating():
         asked = there.ask()
         vanish(there, machine=ELSEWHERE)
-        time.sleep(4)
+        time.sleep(8)
         assert one.take_over() == [] and all(there.holds(trial) for trial in asked)
 
 
@@ -376,10 +387,10 @@ def test_a_driver_killed_before_its_first_heartbeat_is_taken_over_too(
     there.ask()
     vanish(there, machine=ELSEWHERE)
     until, lines = time.monotonic() + 20, list[str]()
-    while not lines and time.monotonic() < until:
-        lines = one.take_over()
+    while one.others() and time.monotonic() < until:  # not all in the same second
+        lines += one.take_over()
         time.sleep(0.2)
-    assert lines and len(one.ask()) == 4
+    assert lines and not one.others() and len(one.ask()) == 4
 
 
 def test_a_trial_taken_by_a_driver_that_never_said_so_is_taken_over_soon(
@@ -417,11 +428,11 @@ def test_a_driver_that_was_asleep_finds_its_trials_gone_and_counts_none_twice(
 
 
 def test_a_driver_that_wakes_up_does_not_take_over_from_itself(
-    impatient: None, at_work: Callable[[], Driver], tmp_path: Path
+    lenient: None, at_work: Callable[[], Driver], tmp_path: Path
 ) -> None:
     one = searcher(sqlite(tmp_path), at_work())
     asked = one.ask()
-    time.sleep(2.5)
+    time.sleep(7)
     assert one.take_over() == []
     assert all(tell(one, trial) for trial in asked)
 
@@ -596,6 +607,21 @@ def test_an_evaluation_found_by_one_driver_is_what_all_others_are_told(
         final.close()
     assert optuna.get_all_study_names(Storage.of(kind(tmp_path)).optuna) == ["trial/ewc"]
     assert Final([askers[2]], "other runs", askers[2]._claims._driver).found() is None
+
+
+def test_an_evaluation_whose_study_is_deleted_as_it_is_opened_is_opened_anew(
+    at_work: Callable[[], Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna looks a study up by its name, after it was told that there is one."""
+    asker, create, failures = searcher(InMemoryStorage(), at_work()), optuna.create_study, iter([KeyError("gone")])
+
+    def deleted(**options: Any) -> optuna.Study:
+        for error in failures:
+            raise error
+        return create(**options)
+
+    monkeypatch.setattr(optuna, "create_study", deleted)
+    assert Final([asker], "runs", asker._claims._driver).claim()
 
 
 def test_an_evaluation_that_is_given_up_is_another_drivers(at_work: Callable[[], Driver]) -> None:

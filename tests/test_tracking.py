@@ -279,6 +279,22 @@ def test_a_second_overview_renews_the_first(place: Place) -> None:
     assert Path(place.client.download_artifacts(second, "t.md", str(place.folder))).read_text() == "new"
 
 
+def test_an_overview_that_a_killed_command_left_without_params_is_filled(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    first = place.tracker()
+    monkeypatch.setattr(first, "_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        first.open({"lr": "0.1"}, 5.0)
+    (left,) = place.runs("overview")
+    assert place.overview({"lr": "0.1"}, {}, "a note", 9.0, {}) == left.info.run_id
+    (run,) = place.runs("overview")
+    assert (run.info.status, run.data.params) == ("FINISHED", {"lr": "0.1"})
+
+
 def test_other_settings_have_an_overview_of_their_own(place: Place) -> None:
     first = place.overview({"lr": "0.1"}, {}, "old", 5.0, {})
     second = place.overview({"lr": "0.2"}, {}, "new", 9.0, {})
