@@ -28,9 +28,9 @@ def answer(lam: float | None, protocol: str, *reported: float) -> Answer:
 
 def test_what_was_chosen_is_an_experiment_of_fresh_seeds_and_one_entry_a_setting() -> None:
     answers = [[answer(lam, protocol)] for lam, protocol in zip((10.0, 20.0, 10.0), PROTOCOLS, strict=True)]
-    made = comparison.experiment(STUDIES, answers, "-2")
+    made = comparison.experiment(STUDIES, answers)
     assert made is not None
-    assert (made.name, made.seeds, made.scenario) == ("trial-2-compared", (2, 3, 4), STUDIES[0].experiment.scenario)
+    assert (made.name, made.seeds, made.scenario) == ("trial-compared", (2, 3, 4), STUDIES[0].experiment.scenario)
     assert [(entry.label, entry.strategy.options()["lam"]) for entry in made.entries] == [
         ("ewc (test-oracle, tuned on test; first-k)", 10.0),
         ("ewc (validation)", 20.0),
