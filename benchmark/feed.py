@@ -19,6 +19,7 @@ from benchmark.keys import generator, generator_seed
 from benchmark.runs import Run
 from benchmark.scenarios import Heads, Scenario, View
 from strategies.base import Batch, Params
+from strategies.stack import FinishedTasks, Places
 
 SPREAD = 2**22  # ids of all runs together, at most: bounds memory, changes nothing else
 
@@ -137,21 +138,32 @@ class Feed:
         mask = active[source - 1].expand(*ids.shape, -1) if source else active[task - 1]
         return Batch(self._inputs(pixels), y, mask, task, ids, keys, kept or {})
 
-    def inputs(self, task: int, run: int) -> Tensor:
-        """All training inputs of a task as one run sees them, shape (N, ...)."""
-        view, images = self.views(task)[run], self.pool.tasks[task - 1]
-        rows = slice(None) if view.train is None else view.train.to(self._device)
-        pixels = images.train_x[rows]
-        if view.order is not None:
-            pixels = pixels[:, view.order.to(self._device)]
-        return self._inputs(pixels)
+    def some(self, rows: Sequence[int]) -> Feed:
+        """What some runs of the stack see.
 
-    def labels(self, task: int, run: int) -> Tensor:
-        """All training labels of a task as one run sees them, shape (N,)."""
-        view, images = self.views(task)[run], self.pool.tasks[task - 1]
-        # A copy: a strategy is handed these, and the pool's are everybody's.
-        y = images.train_y.clone() if view.train is None else images.train_y[view.train.to(self._device)]
-        return y if view.labels is None else view.labels.to(self._device)[y]
+        Args:
+            rows: their places.
+        """
+        feed = Feed(self.pool, [self.seeds[r] for r in rows], self.dtype)
+        feed._views = {task: [views[r] for r in rows] for task, views in self._views.items()}
+        return feed
+
+    def finished(self, task: int, generators: Sequence[torch.Generator]) -> FinishedTasks:
+        """The training samples of a task.
+
+        Args:
+            task: numbered from 1.
+            generators: of each run.
+        """
+        images = self.pool.tasks[task - 1]
+        index = self._places([view.train for view in self.views(task)], len(images.train_y))
+
+        def inputs(places: Places) -> Tensor:
+            some = index[:, places] if isinstance(places, slice) else index.expand(len(places), -1).gather(1, places)
+            return self._inputs(self._pixels(images.train_x, some, task))
+
+        y = self._outputs(images.train_y, index, task)
+        return FinishedTasks(task, inputs, y.expand(len(self.seeds), -1), generators)
 
     def test(self, task: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test samples of a task, some at a time.
@@ -164,21 +176,32 @@ class Feed:
             Inputs, (n, ...) where all runs see the same and (R, n, ...) where not; and labels, (R, n) or (1, n), -1
             where a run has fewer test samples than others.
         """
-        views, images = self.views(task), self.pool.tasks[task - 1]
-        rows = [view.test for view in views]
-        alike = all(row is rows[0] or (row is not None and torch.equal(row, rows[0])) for row in rows)  # type: ignore[arg-type]
-        found = [torch.arange(len(images.test_y)) if row is None else row for row in (rows[:1] if alike else rows)]
-        index = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1).to(self._device)
-        orders, labels = self._orders(task), self._labels(task)
+        images = self.pool.tasks[task - 1]
+        index = self._places([view.test for view in self.views(task)], len(images.test_y))
         for part in index.split(chunk, dim=1):
-            pixels, y = select(images.test_x, part.clamp(min=0)), images.test_y[part.clamp(min=0)]
-            if orders is not None:
-                pixels = pixels.expand(len(views), -1, -1)
-                pixels = pixels.gather(-1, orders[:, None].expand(pixels.shape))
-            if labels is not None:
-                y = labels.gather(1, y.expand(len(views), -1))
-            x = self._inputs(pixels)
-            yield (x[0] if len(x) == 1 else x), y.masked_fill(part < 0, -1)
+            x = self._inputs(self._pixels(images.test_x, part, task))
+            yield (x[0] if len(x) == 1 else x), self._outputs(images.test_y, part, task)
+
+    def _places(self, rows: Sequence[Tensor | None], count: int) -> Tensor:
+        """Rows of a table for each run, None for all: (R, n), -1 where a run has fewer; (1, n) if all have the same."""
+        alike = all(row is rows[0] or (row is not None and torch.equal(row, rows[0])) for row in rows)  # type: ignore[arg-type]
+        found = [torch.arange(count) if row is None else row for row in (rows[:1] if alike else rows)]
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1).to(self._device)
+
+    def _pixels(self, table: Tensor, index: Tensor, task: int) -> Tensor:
+        """Flat images at places from `_places` as the runs see them, (R, n, values) or (1, n, values)."""
+        pixels = select(table, index.clamp(min=0))
+        if (orders := self._orders(task)) is None:
+            return pixels
+        pixels = pixels.expand(len(self.seeds), -1, -1)
+        return pixels.gather(-1, orders[:, None].expand(pixels.shape))
+
+    def _outputs(self, table: Tensor, index: Tensor, task: int) -> Tensor:
+        """Labels at places from `_places` as the runs see them, (R, n) or (1, n), -1 where there is none."""
+        y = table[index.clamp(min=0)]
+        if (labels := self._labels(task)) is not None:
+            y = labels.gather(1, y.expand(len(self.seeds), -1))
+        return y.masked_fill(index < 0, -1)
 
     def _inputs(self, pixels: Tensor) -> Tensor:
         """Flat images as the network takes them: unflattened, in [0, 1] where they were uint8."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.trees import leaves, regrown, tree_map
+from strategies.trees import leaves, regrown, tree_map
 
 Launch = Callable[[], Any]
 """Does again what was captured, in the same memory; returns the same tensors each time."""

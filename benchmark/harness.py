@@ -17,17 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmark import importances
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled
 from benchmark.feed import Feed, Lesson, Pool
-from benchmark.keys import generator
-from benchmark.learner import Learner, lift, like
+from benchmark.learner import Learner, like
 from benchmark.runs import Evaluation, Result, Run
 from benchmark.scenarios import Scenario
-from benchmark.trees import tree_map
 from strategies import registry
-from strategies.base import FinishedTask, Hparams, Params, Setting, State, check_state
+from strategies.base import Hparams, Params, Setting, State, check_state
 from strategies.naive import Naive
+from strategies.stack import lift
+from strategies.trees import tree_map
 
 
 class Listener(Protocol):
@@ -40,7 +41,7 @@ class Listener(Protocol):
         """That many runs finished an epoch; the loss is their mean."""
 
     def consolidating(self, task: int, done: int, total: int) -> None:
-        """Importances are being measured after a task, one run after another."""
+        """Importances are being measured after a task; that many runs of the stack have theirs."""
 
     def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
         """A stack went through all tasks; its parameters are stacked in the order of the runs, and not copied.
@@ -387,9 +388,15 @@ def _consolidate(branch: _Branch, task: int, site: Site, state: State, hparams: 
     # Of runs that are all NaN there is nothing to measure.
     if not strategy.overrides("consolidate") or bool(learner.diverged.all()):
         return state
+
+    def hear(done: int) -> None:
+        if site.stop.is_set():
+            raise Cancelled
+        site.listener.consolidating(task, done, len(branch.runs))
+
     params = {k: p.detach() for k, p in learner.params.items()}
     with _blamed(branch.runs[0]):
-        measured = _measure(branch, task, site)
+        measured = importances.measure(branch.runs, learner, branch.feed, task, hear)
         new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
     _check_state(branch, state, new)
     # Tensors that meet parameters in every step lie in memory as they do.
@@ -399,46 +406,6 @@ def _consolidate(branch: _Branch, task: int, site: Site, state: State, hparams: 
         }
         for name, part in new.items()
     }
-
-
-def _measure(branch: _Branch, task: int, site: Site) -> Params:
-    """What `Strategy.measure` says of each run, stacked; runs that branched off alike are measured once.
-
-    Args:
-        branch: the stack.
-        task: just finished.
-        site: of the execution.
-
-    Raises:
-        Cancelled: nobody waits for results any more.
-    """
-    learner, feed = branch.learner, branch.feed
-    active = feed.pool.heads.training(task)[task - 1].to(learner.device)
-    done: dict[object, Params] = {}
-    diverged = learner.diverged.tolist()
-    keys: list[object] = []
-    for r, run in enumerate(branch.runs):
-        shared = run.trunk and task == 1
-        keys.append((run.trunk, type(run.strategy), _measured_by(run)) if shared else (r,))
-        if keys[r] in done or diverged[r]:  # a diverged run has nothing to measure
-            continue
-        if site.stop.is_set():
-            raise Cancelled
-        site.listener.consolidating(task, r, len(branch.runs))
-        inputs = functools.partial(feed.inputs, task, r)
-        finished = FinishedTask(task, inputs, feed.labels(task, r), generator(run.seed, "measure", task))
-        with learner.solo(r, active) as network:
-            done[keys[r]] = tree_map(lambda t: t.detach(), run.strategy.measure(network, finished))
-    undefined = {
-        k: torch.full_like(v, torch.nan if v.is_floating_point() else 0) for k, v in next(iter(done.values())).items()
-    }
-    return {k: torch.stack([done.get(key, undefined)[k] for key in keys]) for k in undefined}
-
-
-def _measured_by(run: Run) -> tuple[tuple[str, object], ...]:
-    """The options `measure` can see: all but the float hyperparameters."""
-    hypers = run.strategy.hyperparameters()
-    return tuple((k, v) for k, v in run.strategy.options().items() if k not in hypers)
 
 
 def _results(branch: _Branch, users: Mapping[str, int]) -> list[Result]:

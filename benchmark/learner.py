@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from benchmark.feed import Feed, Lesson
 from benchmark.recipe import Recipe
 from benchmark.replay import replayed
-from benchmark.trees import tree_map
 from strategies.base import Batch, Hparams, Loss, Network, Params, State, Step, Strategy, masked
+from strategies.stack import Networks, lift
+from strategies.trees import tree_map
 
 # Values of the widest layer an evaluation pass of all runs together: bounds memory, changes nothing else.
 EVALUATED = {"cpu": 2**24, "cuda": 2**28}
@@ -57,25 +57,6 @@ def _check_like(strategy: Strategy, method: str, expected: Params, got: Params) 
         before, after = (tuple(t[k].shape[1:]) if k in t else "nothing" for t in (expected, got))
         if before != after:
             raise ValueError(f"strategy {strategy.name!r}, {method}: {k!r}: expected shape {before}, got {after}")
-
-
-def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...] = 0) -> Callable[..., Any]:
-    """A function of one run, over a stack of runs: `vmap`, or a plain call for a stack of one (`vmap` there costs 3x).
-
-    Args:
-        fn: takes and returns tensors, or dictionaries and tuples of them.
-        runs: size of the stack.
-        in_dims: as for `vmap`; None marks an argument that all runs share.
-    """
-    if runs > 1:
-        return vmap(fn, in_dims=in_dims)
-
-    def solo(*args: Any) -> Any:
-        dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
-        alone = [a if d is None else tree_map(lambda t: t.squeeze(0), a) for a, d in zip(args, dims, strict=True)]
-        return tree_map(lambda t: t.unsqueeze(0), fn(*alone))
-
-    return solo
 
 
 class Learner:
@@ -335,7 +316,7 @@ class Learner:
         """
         self.model.eval()
         active = feed.pool.heads.testing(task, trained).to(self.device)
-        chunk = max(EVALUATED.get(self.device.type, 2**24) // (self._widest * self.runs), 100)
+        chunk = max(self.evaluated_at_once // self.runs, 100)
         correct, count = torch.zeros(2, self.runs, dtype=torch.int64, device=self.device)
         for x, y in feed.test(task, chunk):
             shared = None if x.ndim == len(self.shape) + 1 else 0
@@ -351,29 +332,25 @@ class Learner:
         x = torch.zeros(1, *self.shape, dtype=self.recipe.dtype, device=self.device)
         return max(x.numel(), *layer_outputs(self.model, x))
 
-    @contextmanager
-    def solo(self, run: int, active: Tensor) -> Generator[nn.Module, None, None]:
-        """The network of one run, in eval mode, as an ordinary module.
+    def networks(self, rows: Sequence[int], active: Tensor) -> Networks:
+        """The networks of some runs, in eval mode.
 
         Args:
-            run: its place in the stack.
+            rows: their places in the stack; all of them in order cost no copy.
             active: outputs that compete, shape (C,), bool; the others are masked.
-
-        Yields:
-            The network, until the context ends.
         """
-        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        with torch.no_grad():
-            for k, v in {**self.params, **self.buffers}.items():
-                own[k].copy_(v[run])
-        if active.all():
-            yield self.model.eval()
-            return
-        handle = self.model.register_forward_hook(lambda module, args, logits: masked(logits, active))
-        try:
-            yield self.model.eval()
-        finally:
-            handle.remove()
+        self.model.eval()
+        index = None if list(rows) == list(range(self.runs)) else torch.tensor(rows, device=self.device)
+
+        def of(tensors: Params) -> Params:
+            return {k: t.detach() if index is None else t.detach()[index] for k, t in tensors.items()}
+
+        return Networks(self.model, of(self.params), of(self.buffers), None if active.all() else active)
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """Samples of one run that bounded memory holds."""
+        return int(max(EVALUATED.get(self.device.type, 2**24) // self._widest, 1))
 
     def _note_divergence(self, loss: Tensor) -> None:
         """A run whose loss, parameters or optimiser state are not finite has diverged, and stays so.

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmark.graphs import captured
-from benchmark.trees import leaves, regrown, tree_map
+from strategies.trees import leaves, regrown, tree_map
 
 ATEN = torch.ops.aten
 VALUE, SHAPE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape

@@ -88,7 +88,7 @@ class Monitor:
 
     def consolidating(self, task: int, done: int, total: int) -> None:
         """Say that importances are measured, which can take as long as an epoch."""
-        self._show(f"measuring after task {task}, run {done + 1} of {total}")
+        self._show(f"measuring after task {task}, {done} of {total} runs done")
 
     def epoch_done(self, runs: int, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
         """Advance."""

@@ -27,11 +27,14 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from strategies.stack import FinishedTasks, Networks
 
 Params = dict[str, Tensor]
 """One tensor a parameter, by the parameter's name."""
@@ -231,7 +234,8 @@ class Strategy:
     def family(self) -> Hashable:
         """Runs of equal family may train in one stack.
 
-        They must agree on everything but the float hyperparameters and `measure`, which is called a run at a time.
+        They must agree on everything but the float hyperparameters and `measure` (`measure_stack`), which is called for
+        runs of equal options.
         """
         hypers = self.hyperparameters()
         return (type(self), *((k, v) for k, v in self.options().items() if k not in hypers))
@@ -246,6 +250,12 @@ class Strategy:
         """Whether runs of this strategy branch from a trunk."""
         watches = any(cls.overrides(method) for method in ("after_step", "observe"))
         return cls.plain_first_task and not watches
+
+    @classmethod
+    def measures_stacks(cls) -> bool:
+        """Whether `measure_stack` stands for `measure`: not where a subclass has a `measure` of its own alone."""
+        definer = next(c for c in cls.__mro__ if not {"measure", "measure_stack"}.isdisjoint(vars(c)))
+        return definer is not Strategy and "measure_stack" in vars(definer)
 
     def learns(self, task: int) -> bool:
         """Whether a task is trained on at all."""
@@ -337,6 +347,17 @@ class Strategy:
         not compete in this task are masked in what the model returns.
         """
         return {}
+
+    def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
+        """What `measure` says of each of R runs, each tensor (R, ...): for those who can tell of all at once.
+
+        A strategy needs none. One that has both must say the same in both, which the conformance kit checks.
+
+        Args:
+            networks: of the runs, in eval mode.
+            task: their training data.
+        """
+        raise NotImplementedError
 
     def consolidate(self, state: State, params: Params, measured: Params, hparams: Hparams) -> State:
         """The state after a task, from the trained parameters and what `measure` returned."""

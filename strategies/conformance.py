@@ -18,6 +18,7 @@ small network; those of `benchmark.conformance` train it through the harness.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import io
 import typing
@@ -42,6 +43,7 @@ from strategies.base import (
     check_state,
 )
 from strategies.naive import Naive
+from strategies.stack import FinishedTasks, Networks, Places
 
 Check = Callable[[Strategy], None]
 """Raises `Failed` with the reason, or `Inapplicable` where the strategy has nothing to check."""
@@ -247,6 +249,36 @@ def the_penaltys_gradient_is_its_gradient(strategy: Strategy) -> None:
         raise Failed("writing into the gradient changes the state: return tensors of its own")
 
 
+def a_stack_measures_what_each_run_measures(strategy: Strategy) -> None:
+    """`measure_stack` says of each run what `measure` says of it alone."""
+    if not strategy.measures_stacks():
+        raise Inapplicable("measured one run at a time")
+    lives = [_Life(strategy, seed=seed) for seed in range(3)]
+    tasks, alone = [], []
+    for seed, life in enumerate(lives):
+        life.train()
+        x, y = life.samples(torch.arange(SAMPLES - 3 * seed))  # not as many in each run
+        tasks.append((x, y))
+        task = FinishedTask(1, functools.partial(torch.clone, x), y, torch.Generator().manual_seed(seed))
+        alone.append({k: v.detach().clone() for k, v in strategy.measure(life.trained(), task).items()})
+    x, y = (nn.utils.rnn.pad_sequence([t[i] for t in tasks], True, -i) for i in range(2))
+
+    def inputs(places: Places) -> Tensor:
+        if isinstance(places, slice):
+            return x[:, places]
+        return torch.stack([own[at] for own, at in zip(x, places, strict=True)])
+
+    params = {k: torch.stack([life.params[k] for life in lives]) for k in lives[0].params}
+    finished = FinishedTasks(1, inputs, y, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    found = strategy.measure_stack(Networks(lives[0].trained(), params, {}), finished)
+    for r, expected in enumerate(alone):
+        if found.keys() != expected.keys():
+            raise Failed(f"`measure_stack`: expected {', '.join(expected)}, got {', '.join(found)}")
+        for k, e in expected.items():
+            if found[k].shape != (3, *e.shape) or (found[k][r] - e).abs().max() > 1e-9 * e.abs().max():
+                raise Failed(f"{k!r} of run {r} of 3: `measure` says {e}, `measure_stack` {found[k]}")
+
+
 CHECKS: list[Check] = [
     the_state_keeps_its_structure,
     arguments_are_never_written_to,
@@ -260,6 +292,7 @@ CHECKS: list[Check] = [
     the_penalty_vanishes_at_the_anchor,
     a_quadratic_penalty_is_never_negative,
     the_penaltys_gradient_is_its_gradient,
+    a_stack_measures_what_each_run_measures,
 ]
 
 
@@ -275,16 +308,17 @@ class _Life:
     Args:
         strategy: whose methods are called.
         guarded: check after each call that its arguments are what they were.
+        seed: of the initial weights.
     """
 
-    def __init__(self, strategy: Strategy, *, guarded: bool = False) -> None:
+    def __init__(self, strategy: Strategy, *, guarded: bool = False, seed: int = 0) -> None:
         self.strategy, self._guarded, self._task = strategy, guarded, 0
         self._random = torch.Generator().manual_seed(0)
         self._seen: set[int] = set()
         self.recalled: list[tuple[set[int], Tensor]] = []
         """What was seen before each recall, and the ids it gave."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             self.model = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, OUTPUTS)).double()
         self.params: Params = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         values = {k: getattr(strategy, k) for k in strategy.hyperparameters()}
@@ -307,16 +341,21 @@ class _Life:
 
     def consolidate(self) -> None:
         """What follows a task."""
-        x, y = self._samples(torch.arange(SAMPLES) + (self._task - 1) * SAMPLES)
-        self.model.load_state_dict(self.params)
+        x, y = self.samples(torch.arange(SAMPLES) + (self._task - 1) * SAMPLES)
+        self.trained()
         task = FinishedTask(self._task, lambda: x, y, torch.Generator().manual_seed(self._task))
         with torch.enable_grad():
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             before = _copied((x, y, own))
-            measured = {k: v.detach() for k, v in self.strategy.measure(self.model.eval(), task).items()}
+            measured = {k: v.detach() for k, v in self.strategy.measure(self.model, task).items()}
             if self._guarded and not _equal(before, (x, y, own)):
                 raise Failed("`measure` wrote into the task or the model: work on copies")
         self.state = self._call(self.strategy.consolidate, self.state, self.params, measured, self.hparams)
+
+    def trained(self) -> nn.Module:
+        """The network as it is now, in eval mode."""
+        self.model.load_state_dict(self.params)
+        return self.model.eval()
 
     def _step(self, batch: Batch) -> None:
         strategy, recalled = self.strategy, None
@@ -358,11 +397,12 @@ class _Life:
         return Network(logits, recorded, self._task, earlier)
 
     def _batch(self, ids: Tensor) -> Batch:
-        x, y = self._samples(ids)
+        x, y = self.samples(ids)
         active = torch.ones(len(ids), OUTPUTS, dtype=torch.bool)
         return Batch(x, y, active, ids // SAMPLES + 1, ids, (ids * 0.618033988749895) % 1.0, {})
 
-    def _samples(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def samples(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels by id."""
         random = torch.Generator().manual_seed(1)
         x = torch.rand(TASKS * SAMPLES, FEATURES, dtype=torch.float64, generator=random)
         return x[ids], torch.randint(0, OUTPUTS, (TASKS * SAMPLES,), generator=random)[ids]

@@ -11,6 +11,7 @@ from torch import nn
 from strategies import fisher
 from strategies.base import FinishedTask, Params, option
 from strategies.quadratic import Quadratic
+from strategies.stack import FinishedTasks, Networks
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,26 @@ class EWC(Quadratic):
 
     def measure(self, model: nn.Module, task: FinishedTask) -> Params:
         """Ω = F on the task's training data."""
-        order = torch.randperm(len(task.y), generator=task.generator).to(task.x.device)
-        if self.estimator == "notebook":
-            order = order[: 2 * self.fisher_batch_size]
-        if self.fisher_samples:
-            order = order[: self.fisher_samples]
-        shuffled = len(order) < len(task.y) or self.estimator == "batched"
-        return fisher.diagonal(
-            model,
-            task.x[order] if shuffled else task.x,  # a mean over all samples needs no copy in another order
-            task.y[order] if shuffled else task.y,
+        alone = FinishedTasks.of(task.x, task.y, task.generator, task.number)
+        return {k: v[0] for k, v in EWC.measure_stack(self, Networks.of(model), alone).items()}
+
+    def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
+        """Ω = F of every run."""
+        return fisher.diagonals(
+            networks,
+            self._chosen(task),
             estimator=self.estimator,
             batch_size=self.fisher_batch_size if self.estimator in {"batched", "notebook"} else None,
             samples=self.draws,
-            generator=task.generator,
         )
+
+    def _chosen(self, task: FinishedTasks) -> FinishedTasks:
+        """The samples that count, in the order in which they do."""
+        counts = task.counts.tolist()
+        orders = [torch.randperm(n, generator=g) for n, g in zip(counts, task.generators, strict=True)]
+        most = 2 * self.fisher_batch_size if self.estimator == "notebook" else max(counts)
+        most = min(most, self.fisher_samples or most)
+        shuffled = [self.estimator == "batched" or n > most for n in counts]
+        if not any(shuffled):
+            return task  # a mean over all samples needs no copy in another order
+        return task.chosen([o[:most] if s else torch.arange(len(o)) for o, s in zip(orders, shuffled, strict=True)])

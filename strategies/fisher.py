@@ -16,21 +16,25 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import grad
 
 from strategies.base import MASKED, Params
 from strategies.persample import check_samples_apart, squared_gradients
+from strategies.stack import FinishedTasks, Networks, lift
 
 Estimator = Literal["exact", "sampled", "empirical", "batched", "notebook"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
-CHUNK = 1000  # samples a pass where the batch is not part of the definition: bounds memory, changes nothing else
+# Samples a pass, of all runs together and of each at least, where the batch is not part of the definition: they bound
+# memory and change nothing else.
+CHUNK, LEAST = 2000, 250
 
 
 def diagonal(
@@ -51,7 +55,7 @@ def diagonal(
         y: data-set labels, shape (N,), int64. `exact` and `sampled` take none.
         estimator: see the module's docstring.
         batch_size: for `batched` and `notebook` part of the definition (default 100; a smaller last batch counts as
-            one); for the others samples a pass, which bounds memory and changes nothing else (default 1000).
+            one); for the others samples a pass, which bounds memory and changes nothing else.
         samples: labels drawn a sample by `sampled`; their squares are averaged.
         generator: source of those labels, on the CPU. None takes PyTorch's default generator.
 
@@ -62,58 +66,102 @@ def diagonal(
         ValueError: unknown estimator, missing or misshapen labels, no samples, or a layer that mixes samples.
     """
     check(model, x, y, estimator, samples)
-    given = torch.empty(0) if y is None else y
+    task = FinishedTasks.of(x, torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y, generator)
     with evaluating(model):
-        if estimator == "exact":
-            return _exact(model, x, batch_size or CHUNK)
-        if estimator == "sampled":
-            return _sampled(model, x, batch_size or CHUNK, samples, generator)
-        if estimator == "empirical":
-            return _empirical(model, x, given, batch_size or CHUNK)
-        if estimator == "batched":
-            return _batched(model, x, given, batch_size or 100)
-        return _notebook(model, x, given, batch_size or 100)
+        found = diagonals(Networks.of(model), task, estimator=estimator, batch_size=batch_size, samples=samples)
+    return {k: v[0] for k, v in found.items()}
 
 
-def _log_likelihood(logits: Tensor, y: Tensor) -> Tensor:
-    """Per-sample log p(y|x), shape (N,)."""
-    return -F.cross_entropy(logits, y, reduction="none")
+def diagonals(
+    networks: Networks,
+    task: FinishedTasks,
+    *,
+    estimator: Estimator = "empirical",
+    batch_size: int | None = None,
+    samples: int = 1,
+) -> Params:
+    """Fisher diagonals of R classifiers at once: of each, what `diagonal` says.
+
+    Args:
+        networks: in eval mode.
+        task: their data; of each run at least one sample.
+        estimator: as for `diagonal`, like the others.
+        batch_size: as there.
+        samples: labels drawn a sample by `sampled`, from the generator of each run.
+
+    Returns:
+        One tensor a parameter that requires a gradient, (R, ...).
+
+    Raises:
+        ValueError: a layer that mixes samples.
+    """
+    chunk = batch_size or chunk_of(networks)
+    if estimator == "batched":
+        return _batched(networks, task, batch_size or 100)
+    if estimator == "notebook":
+        return _notebook(networks, task, batch_size or 100)
+    if estimator == "exact":
+        cotangents = functools.partial(_of_every_label, _competing(networks, task))
+        return mean(squared_gradients(networks, task, cotangents, chunk=chunk), task.counts)
+    if estimator == "sampled":
+        uniform = _uniform(task, samples)
+        sums = squared_gradients(networks, task, _of_drawn_labels, uniform, chunk=chunk)
+        return mean(sums, samples * task.counts)
+    return mean(squared_gradients(networks, task, _of_the_label, chunk=chunk), task.counts)
 
 
-def _mean(sums: Params, count: int) -> Params:
-    return {k: v / count for k, v in sums.items()}
+def chunk_of(networks: Networks) -> int:
+    """Samples of each run a pass."""
+    return max(CHUNK // networks.runs, LEAST)
 
 
-def _empirical(model: nn.Module, x: Tensor, y: Tensor, chunk: int) -> Params:
-    return _mean(squared_gradients(model, x, y, _log_likelihood, chunk=chunk), len(x))
+def mean(sums: Params, counts: Tensor) -> Params:
+    """Sums (R, ...) over that many samples of each run, (R,), as means; written over."""
+    return {k: v.div_(counts.view(-1, *(1,) * (v.ndim - 1))) for k, v in sums.items()}
 
 
-def _exact(model: nn.Module, x: Tensor, chunk: int) -> Params:
-    def weighted(logits: Tensor, y: Tensor) -> Tensor:
-        # √p outside the gradient: its square weighs class y by p(y|x).
-        log_p = _log_likelihood(logits, y)
-        return log_p.detach().mul(0.5).exp() * log_p
+# ∂ log p(y|x)/∂ logits is onehot(y) − p: zero for a masked output, whose p is zero and which is never y.
 
-    total: Params = {}
-    for c in _competing(model, x):
-        y = torch.full((len(x),), c, device=x.device)
-        part = squared_gradients(model, x, y, weighted, chunk=chunk)
-        total = {k: total[k] + v for k, v in part.items()} if total else part
-    return _mean(total, len(x))
+
+def _residual(y: Tensor, p: Tensor) -> Tensor:
+    return (y[:, None] == torch.arange(p.shape[1], device=p.device)).to(p.dtype) - p
+
+
+def _of_the_label(logits: Tensor, y: Tensor) -> Iterable[Tensor]:
+    yield _residual(y, logits.softmax(1))
+
+
+def _of_drawn_labels(logits: Tensor, y: Tensor, uniform: Tensor) -> Iterable[Tensor]:
+    p = logits.softmax(1)
+    for drawn in labels(p, uniform.mT):
+        yield _residual(drawn, p)
+
+
+def _of_every_label(competing: list[int], logits: Tensor, y: Tensor) -> Iterable[Tensor]:
+    p = logits.softmax(1)
+    for c in competing:
+        # √p: its square weighs class c by p(c|x).
+        yield p[:, c, None].sqrt() * _residual(torch.full_like(y, c), p)
 
 
 @torch.no_grad()
-def _competing(model: nn.Module, x: Tensor) -> list[int]:
+def _competing(networks: Networks, task: FinishedTasks) -> list[int]:
     """Outputs that are not masked: the others have no probability, so no part in an expectation."""
-    masked = model(x[:1])[0] <= MASKED / 2  # so asked that NaN does not count as masked
-    return [c for c in range(len(masked)) if not masked[c]]
+    first = task.inputs(slice(0, 1))
+    first = first.expand(networks.runs, *first.shape[1:])
+    logits = lift(networks.logits, networks.runs)(networks.params, networks.buffers, first)
+    masked = (logits[:, 0] <= MASKED / 2).all(0)  # so asked that NaN does not count as masked
+    return torch.nonzero(~masked).flatten().tolist()
 
 
-def _sampled(model: nn.Module, x: Tensor, chunk: int, samples: int, generator: torch.Generator | None) -> Params:
-    uniform = torch.rand(samples, len(x), dtype=torch.float64, generator=generator).to(x.device)
-    drawn = labels(_probabilities(model, x, chunk), uniform)
-    parts = [squared_gradients(model, x, y, _log_likelihood, chunk=chunk) for y in drawn]
-    return {k: torch.stack([p[k] for p in parts]).sum(0) / (samples * len(x)) for k in parts[0]}
+def _uniform(task: FinishedTasks, samples: int) -> Tensor:
+    """What labels are drawn with, (R, N, samples): the same for a run whatever the others have."""
+    counts = task.counts.tolist()
+    drawn = [
+        torch.rand(samples, count, dtype=torch.float64, generator=generator).T
+        for count, generator in zip(counts, task.generators, strict=True)
+    ]
+    return torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(task.y.device)
 
 
 def labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
@@ -130,40 +178,49 @@ def labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return (uniform[..., None] * cumulative[:, -1:] >= cumulative).sum(2).clamp(max=cumulative.shape[1] - 1)
 
 
-def _batched(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Params:
-    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+def _batched(networks: Networks, task: FinishedTasks, batch_size: int) -> Params:
+    def own_mean(params: Params, buffers: Params, x: Tensor, y: Tensor) -> Tensor:
+        total = F.cross_entropy(networks.logits(params, buffers, x), y, ignore_index=-1, reduction="sum")
+        return total / (y >= 0).sum().clamp(min=1)
+
     total: Params = {}
-
-    def mean(xb: Tensor, yb: Tensor) -> Tensor:
-        return _log_likelihood(model(xb), yb).mean()
-
-    for xb, yb in batches:
-        part = {k: g.square_() for k, g in _gradient(model, functools.partial(mean, xb, yb)).items()}
-        total = {k: total[k].add_(v) for k, v in part.items()} if total else part
-    return _mean(total, len(batches))
+    for start in range(0, task.y.shape[1], batch_size):
+        part = slice(start, start + batch_size)
+        for k, g in _gradient(networks, own_mean, task.inputs(part), task.y[:, part]).items():
+            total[k] = total[k].addcmul_(g, g) if k in total else g.square()
+    return mean(total, task.counts.sub(1).div(batch_size, rounding_mode="floor") + 1)
 
 
-def _notebook(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Params:
-    def mean_of_all_pairs() -> Tensor:
-        pairs = [
-            F.log_softmax(model(xb), dim=1)[:, yb]  # every image with every label of its batch, as the notebook has it
-            for xb, yb in zip(x.split(batch_size)[:2], y.split(batch_size)[:2], strict=True)
-        ]
-        return torch.cat([p.flatten() for p in pairs]).mean()
+def _notebook(networks: Networks, task: FinishedTasks, batch_size: int) -> Params:
+    def mean_of_all_pairs(params: Params, buffers: Params, x: Tensor, y: Tensor) -> Tensor:
+        total, pairs = torch.zeros_like(x.sum()), torch.zeros_like(y.sum())
+        for xb, yb in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            there = yb >= 0
+            # Every image with every label of its batch, as the notebook has it.
+            log_p = networks.logits(params, buffers, xb).log_softmax(1)[:, yb.clamp(min=0)]
+            both = there[:, None] & there
+            total, pairs = total + torch.where(both, log_p, 0).sum(), pairs + both.sum()
+        return total / pairs
 
-    return {k: g.square() for k, g in _gradient(model, mean_of_all_pairs).items()}
-
-
-def _gradient(model: nn.Module, value: Callable[[], Tensor]) -> Params:
-    params = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(value(), list(params.values()), allow_unused=True)
-    return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(params.items(), gradients, strict=True)}
+    part = slice(0, 2 * batch_size)
+    found = _gradient(networks, mean_of_all_pairs, task.inputs(part), task.y[:, part])
+    return {k: g.square() for k, g in found.items()}
 
 
-@torch.no_grad()
-def _probabilities(model: nn.Module, x: Tensor, chunk: int) -> Tensor:
-    return torch.cat([model(xs).softmax(1) for xs in x.split(chunk)])
+def _gradient(networks: Networks, value: Callable[..., Tensor], x: Tensor, y: Tensor) -> Params:
+    """Gradients (R, ...) of a value of one run: of its parameters, buffers, inputs and labels."""
+    wanted, shared = networks.trainable, len(x) < networks.runs
+
+    def one(params: Params, buffers: Params, x: Tensor, y: Tensor) -> Params:
+        def of(own: Params) -> Tensor:
+            return value({**params, **own}, buffers, x, y)
+
+        found: Params = grad(of)({k: p for k, p in params.items() if k in wanted})
+        return found
+
+    dims = (0, 0, None if shared else 0, 0)
+    result: Params = lift(one, networks.runs, dims)(networks.params, networks.buffers, x[0] if shared else x, y)
+    return result
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import nn
 
 from strategies.base import FinishedTask, Params, hyper
 from strategies.quadratic import Quadratic
+from strategies.stack import FinishedTasks, Networks
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,7 @@ class L2(Quadratic):
     def measure(self, model: nn.Module, task: FinishedTask) -> Params:
         """Ω = 1."""
         return {k: torch.ones_like(p) for k, p in model.named_parameters()}
+
+    def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
+        """Ω = 1, of every run."""
+        return {k: torch.ones_like(p) for k, p in networks.params.items()}

@@ -21,6 +21,7 @@ from strategies.base import (
     hyper,
     masked,
 )
+from strategies.stack import FinishedTasks, Networks
 
 
 def distillation(student: Tensor, teacher: Tensor, groups: Tensor, temperature: Tensor) -> Tensor:
@@ -74,6 +75,10 @@ class LwF(Strategy):
     def measure(self, model: nn.Module, task: FinishedTask) -> Params:
         """The trained network itself: parameters and buffers."""
         return {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
+
+    def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
+        """The trained networks themselves."""
+        return {k: v.detach().clone() for k, v in {**networks.params, **networks.buffers}.items()}
 
     def consolidate(self, state: State, params: Params, measured: Params, hparams: Hparams) -> State:
         """The trained network is the next task's teacher."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from strategies.base import MASKED, FinishedTask, Params, hyper, option
-from strategies.fisher import CHUNK
+from strategies.fisher import chunk_of, mean
 from strategies.persample import absolute_gradients
 from strategies.quadratic import Quadratic
+from strategies.stack import FinishedTasks, Networks
 
 
-def squared_norm(outputs: Tensor, _: Tensor) -> Tensor:
-    """‖f(x)‖² of each sample, shape (N,); outputs that do not compete count as zero."""
-    # Masked outputs are constant, but their squares (1e18) would drown the others' in float32, and their gradients
-    # would count wherever masking adds instead of filling in.
-    return torch.where(outputs > MASKED / 2, outputs, 0).square().sum(1)
+def twice_the_outputs(outputs: Tensor, y: Tensor) -> Iterable[Tensor]:
+    """∂‖f(x)‖²/∂f of each sample, shape (n, C); outputs that do not compete count as zero."""
+    # Masked outputs are constant, but 1e9 would drown the others' wherever masking adds instead of filling in.
+    yield 2 * torch.where(outputs > MASKED / 2, outputs, 0)
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,9 @@ class MAS(Quadratic):
 
     def measure(self, model: nn.Module, task: FinishedTask) -> Params:
         """Ω on the task's training inputs."""
-        total = absolute_gradients(model, task.x, task.y, squared_norm, chunk=CHUNK)
-        return {k: v / len(task.y) for k, v in total.items()}
+        alone = FinishedTasks.of(task.x, task.y, task.generator, task.number)
+        return {k: v[0] for k, v in MAS.measure_stack(self, Networks.of(model), alone).items()}
+
+    def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
+        """Ω of every run."""
+        return mean(absolute_gradients(networks, task, twice_the_outputs, chunk=chunk_of(networks)), task.counts)

@@ -10,12 +10,17 @@ with inputs aᵢ and loss gradients δᵢ = ∂ℓᵢ/∂yᵢ, both read off one
 
 Every other parameter, and every one whose closed form disagrees with automatic differentiation on a few samples (a
 layer called twice, a weight used behind its layer's back), takes chunked `vmap(grad)` instead.
+
+A loss is given by its gradient by the outputs, for which there is a formula. There may be several, as many as there are
+classes say: they have the forward pass in common, and since (Σ φ(δ))ᵀφ(a) is a sum over losses too, the product of a
+Linear layer as well. Everything is written for one run and lifted over a stack of runs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,73 +28,109 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vjp, vmap
 
 from strategies.base import Params
+from strategies.stack import FinishedTasks, Networks, lift
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Per-sample loss: outputs (N, C) and what the estimator hands each sample (N, ...) -> (N,)."""
+Cotangents = Callable[..., Iterable[Tensor]]
+"""Of one run: outputs (n, C), labels (n,) and what else comes with each sample (n, ...) -> gradients by the outputs,
+(n, C), one loss after the other."""
 Phi = Callable[[Tensor], Tensor]
 """Entry by entry, with φ(ab) = φ(a)φ(b) and φ >= 0: `torch.square` or `torch.abs`."""
-Rule = Callable[[Any, Tensor, Tensor, Phi], Params]
-"""Layer, its input, the loss gradient of its output and φ -> Σᵢ φ(gradient) by the layer's own parameter names."""
+Form = tuple[Callable[[Tensor], Params], Callable[[Params], Params]]
+"""What a loss adds, from its gradient by the layer's output; and, from the sum of that over losses, Σᵢ φ(gradient) by
+the layer's own parameter names."""
+Rule = Callable[[Any, Params, Tensor, Phi], Form]
+"""Layer, its buffers, its input and φ -> the closed form."""
 
 PROBE = 8  # samples on which each closed form is compared with automatic differentiation
-CHUNK = 64  # samples whose gradients `vmap(grad)` holds at once
+CHUNK = 64  # samples whose gradients `vmap(grad)` holds at once, of all runs together
 
 
-def _linear(layer: nn.Module, a: Tensor, delta: Tensor, phi: Phi) -> Params:
+def _linear(layer: nn.Module, own: Params, a: Tensor, phi: Phi) -> Form:
     if a.ndim == 2:
-        return {"weight": phi(delta).mT @ phi(a), "bias": phi(delta).sum(0)}
-    a, delta = a.flatten(1, -2), delta.flatten(1, -2)  # positions of one sample add up before φ
-    return {"weight": phi(delta.mT @ a).sum(0), "bias": phi(delta.sum(1)).sum(0)}
+        return (
+            lambda delta: {"delta": phi(delta)},
+            lambda total: {"weight": total["delta"].mT @ phi(a), "bias": total["delta"].sum(0)},
+        )
+
+    def part(delta: Tensor) -> Params:  # positions of one sample add up before φ
+        rows, deltas = a.flatten(1, -2), delta.flatten(1, -2)
+        return {"weight": phi(deltas.mT @ rows).sum(0), "bias": phi(deltas.sum(1)).sum(0)}
+
+    return part, _as_it_is
 
 
-def _conv2d(layer: nn.Conv2d, a: Tensor, delta: Tensor, phi: Phi) -> Params:
+def _conv2d(layer: nn.Conv2d, own: Params, a: Tensor, phi: Phi) -> Form:
     patches = F.unfold(a, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)  # (N, C·k, L)
     patches = patches.unflatten(1, (layer.groups, -1))
-    delta = delta.flatten(2)
-    grouped = delta.unflatten(1, (layer.groups, -1))
-    weight = phi(torch.einsum("ngol,ngkl->ngok", grouped, patches)).sum(0)
-    return {"weight": weight.reshape(layer.weight.shape), "bias": phi(delta.sum(2)).sum(0)}
+
+    def part(delta: Tensor) -> Params:
+        delta = delta.flatten(2)
+        grouped = delta.unflatten(1, (layer.groups, -1))
+        weight = phi(torch.einsum("ngol,ngkl->ngok", grouped, patches)).sum(0)
+        return {"weight": weight.reshape(layer.weight.shape), "bias": phi(delta.sum(2)).sum(0)}
+
+    return part, _as_it_is
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
     return tuple(layer.padding) if not isinstance(layer.padding, str) else (0, 0)
 
 
-def _affine(normalised: Tensor, delta: Tensor, positions: tuple[int, ...], phi: Phi) -> Params:
+def _affine(normalised: Tensor, positions: tuple[int, ...], phi: Phi) -> Form:
     """A scale and shift: their gradients sum over the positions of one sample."""
-    scale, shift = delta * normalised, delta
-    if positions:
-        scale, shift = scale.sum(positions), shift.sum(positions)
-    return {"weight": phi(scale).sum(0), "bias": phi(shift).sum(0)}
+    if not positions:
+        return (
+            lambda delta: {"delta": phi(delta)},
+            lambda total: {"weight": (total["delta"] * phi(normalised)).sum(0), "bias": total["delta"].sum(0)},
+        )
+
+    def part(delta: Tensor) -> Params:
+        return {
+            "weight": phi((delta * normalised).sum(positions)).sum(0),
+            "bias": phi(delta.sum(positions)).sum(0),
+        }
+
+    return part, _as_it_is
 
 
-def _batch_norm(layer: nn.BatchNorm1d, a: Tensor, delta: Tensor, phi: Phi) -> Params:
-    normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
-    return _affine(normalised, delta, tuple(range(2, a.ndim)), phi)
+def _batch_norm(layer: nn.BatchNorm1d, own: Params, a: Tensor, phi: Phi) -> Form:
+    normalised = F.batch_norm(a, own["running_mean"], own["running_var"], eps=layer.eps)
+    return _affine(normalised, tuple(range(2, a.ndim)), phi)
 
 
-def _group_norm(layer: nn.GroupNorm, a: Tensor, delta: Tensor, phi: Phi) -> Params:
-    return _affine(F.group_norm(a, layer.num_groups, eps=layer.eps), delta, tuple(range(2, a.ndim)), phi)
+def _group_norm(layer: nn.GroupNorm, own: Params, a: Tensor, phi: Phi) -> Form:
+    return _affine(F.group_norm(a, layer.num_groups, eps=layer.eps), tuple(range(2, a.ndim)), phi)
 
 
-def _layer_norm(layer: nn.LayerNorm, a: Tensor, delta: Tensor, phi: Phi) -> Params:
+def _layer_norm(layer: nn.LayerNorm, own: Params, a: Tensor, phi: Phi) -> Form:
     normalised = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
-    return _affine(normalised, delta, tuple(range(1, a.ndim - len(layer.normalized_shape))), phi)
+    return _affine(normalised, tuple(range(1, a.ndim - len(layer.normalized_shape))), phi)
 
 
-def _embedding(layer: nn.Embedding, a: Tensor, delta: Tensor, phi: Phi) -> Params:
-    tokens, rows = layer.num_embeddings, a.flatten(1) if a.ndim > 1 else a[:, None]
-    keys = rows + tokens * torch.arange(len(rows), device=a.device)[:, None]
-    unique, inverse = keys.flatten().unique(return_inverse=True)
-    width = layer.embedding_dim
-    sums = delta.new_zeros(len(unique), width).index_add_(0, inverse, delta.reshape(-1, width))
-    weight = torch.zeros_like(layer.weight).index_add_(0, unique % tokens, phi(sums))
-    if layer.padding_idx is not None:
-        weight[layer.padding_idx] = 0
-    return {"weight": weight}
+def _embedding(layer: nn.Embedding, own: Params, a: Tensor, phi: Phi) -> Form:
+    # Of each sample, the sum for each token it has: equal ones lie side by side once sorted, and count up to a place.
+    tokens, order = (a.flatten(1) if a.ndim > 1 else a[:, None]).sort(dim=1)
+    place = F.pad(tokens[:, 1:] != tokens[:, :-1], (1, 0)).long().cumsum(1)
+    owner = torch.zeros_like(tokens).scatter(1, place, tokens)  # sums of places that no token has are zero
+
+    def part(delta: Tensor) -> Params:
+        rows = delta.reshape(*tokens.shape, -1)
+        rows = rows.gather(1, order[..., None].expand(rows.shape))
+        sums = torch.zeros_like(rows).scatter_add(1, place[..., None].expand(rows.shape), rows)
+        weight = rows.new_zeros(layer.num_embeddings, rows.shape[-1])
+        weight = weight.index_add(0, owner.flatten(), phi(sums).flatten(0, 1))
+        if layer.padding_idx is not None:
+            weight = weight.index_fill(0, torch.tensor([layer.padding_idx], device=weight.device), 0)
+        return {"weight": weight}
+
+    return part, _as_it_is
+
+
+def _as_it_is(total: Params) -> Params:
+    return total
 
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -152,106 +193,32 @@ def recorded(model: nn.Module, names: set[str]) -> Generator[list[Call], None, N
             handle.remove()
 
 
-def _closed(model: nn.Module, x: Tensor, target: Tensor, loss: Loss, phi: Phi, layers: set[str]) -> Params:
-    """Σᵢ φ(gradient) of the parameters of the named layers, each called at most once."""
-    if not layers:
-        return {}
-    with torch.enable_grad(), recorded(model, layers) as calls:
-        total = loss(model(x), target).sum()
-        deltas = torch.autograd.grad(total, [c.y for c in calls], allow_unused=True)
-    sums: Params = {}
-    for call, delta in zip(calls, deltas, strict=True):
-        delta = torch.zeros_like(call.y) if delta is None else delta
-        own = RULES[type(call.layer)](call.layer, call.a, delta, phi)
-        for name, _ in call.layer.named_parameters(recurse=False):
-            key = f"{call.name}.{name}" if call.name else name
-            sums[key] = own[name].detach()
-    return sums
-
-
-def _differentiated(model: nn.Module, x: Tensor, target: Tensor, loss: Loss, phi: Phi, names: set[str]) -> Params:
-    """Σᵢ φ(gradient) of the named parameters, by `vmap(grad)` over chunks of samples."""
-    params = {k: p.detach() for k, p in model.named_parameters() if k in names}
-    fixed = {k: v.detach() for k, v in [*model.named_parameters(), *model.named_buffers()] if k not in names}
-
-    def one(p: Params, xi: Tensor, ti: Tensor) -> Tensor:
-        return loss(functional_call(model, {**fixed, **p}, (xi[None],)), ti[None])[0]
-
-    def summed(xs: Tensor, ts: Tensor) -> Params:
-        per_sample: Params = vmap(grad(one), in_dims=(None, 0, 0))(params, xs, ts)
-        return {k: phi(g).sum(0) for k, g in per_sample.items()}
-
-    parts = [summed(xs, ts) for xs, ts in zip(x.split(CHUNK), target.split(CHUNK), strict=True)]
-    return {k: torch.stack([p[k] for p in parts]).sum(0) for k in params}
-
-
-def _supported(layer: nn.Module) -> bool:
-    if type(layer) not in RULES or getattr(layer, "parametrizations", None):
-        return False
-    if isinstance(layer, nn.Conv2d):
-        return layer.padding_mode == "zeros" and layer.padding != "same"
-    if isinstance(layer, nn.Embedding):
-        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
-    return True
-
-
-def plan(model: nn.Module, x: Tensor, target: Tensor, loss: Loss, phi: Phi = torch.square) -> tuple[set[str], set[str]]:
-    """Which layers take their closed form, and which parameters take `vmap(grad)`.
-
-    A closed form is trusted after it has agreed with `vmap(grad)` on a few samples of this very model.
+def squared_gradients(
+    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, chunk: int
+) -> Params:
+    """Σᵢ (∂ℓᵢ/∂θ)² over all samples, and over all losses.
 
     Args:
-        model: in eval mode.
-        x: a few inputs, shape (n, ...).
-        target: what `loss` takes beside the outputs, shape (n, ...).
-        loss: per-sample loss.
-        phi: what is summed of a gradient.
+        networks: in eval mode; no layer may mix samples.
+        task: the samples.
+        cotangents: gradients of the losses by the outputs.
+        extra: what cotangents take beside outputs and labels, each (R, N, ...).
+        chunk: samples of each run a pass.
 
     Returns:
-        Names of layers, names of parameters; together they cover every parameter that requires a gradient.
-    """
-    wanted = {k for k, p in model.named_parameters() if p.requires_grad}
-    layers = {name for name, m in model.named_modules() if _supported(m) and _own(model, name) & wanted}
-    with torch.no_grad(), recorded(model, layers) as calls:
-        model(x)
-    counts = [c.name for c in calls]
-    layers = {name for name in layers if counts.count(name) == 1}
-    closed = {k: v for k, v in _closed(model, x, target, loss, phi, layers).items() if k in wanted}
-    reference = _differentiated(model, x, target, loss, phi, wanted)
-    tolerance = 1e-4 if x.dtype != torch.float64 else 1e-8
-    agreed = {k for k, v in closed.items() if (v - reference[k]).abs().max() <= tolerance * reference[k].abs().max()}
-    own = {name: _own(model, name) & wanted for name in layers}
-    layers = {name for name in layers if own[name] <= agreed}
-    return layers, wanted - set().union(*(own[name] for name in layers))
-
-
-def _own(model: nn.Module, layer: str) -> set[str]:
-    prefix = f"{layer}." if layer else ""
-    return {prefix + name for name, _ in model.get_submodule(layer).named_parameters(recurse=False)}
-
-
-def squared_gradients(model: nn.Module, x: Tensor, target: Tensor, loss: Loss, *, chunk: int) -> Params:
-    """Σᵢ (∂ℓᵢ/∂θ)² over all samples.
-
-    Args:
-        model: in eval mode; no layer may mix samples.
-        x: inputs, shape (N, ...).
-        target: what `loss` takes beside the outputs, shape (N, ...).
-        loss: per-sample loss.
-        chunk: samples a forward and backward pass.
-
-    Returns:
-        One tensor a parameter that requires a gradient, of its shape and dtype.
+        One tensor a parameter that requires a gradient, (R, ...), of its dtype.
 
     Raises:
         ValueError: a layer mixes samples.
     """
-    return _gradients(model, x, target, loss, torch.square, chunk)
+    return _gradients(networks, task, cotangents, extra, torch.square, chunk)
 
 
-def absolute_gradients(model: nn.Module, x: Tensor, target: Tensor, loss: Loss, *, chunk: int) -> Params:
-    """Σᵢ |∂ℓᵢ/∂θ| over all samples; arguments, result and errors are those of `squared_gradients`."""
-    return _gradients(model, x, target, loss, torch.abs, chunk)
+def absolute_gradients(
+    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, chunk: int
+) -> Params:
+    """Σᵢ |∂ℓᵢ/∂θ| over all samples and losses; arguments, result and errors are those of `squared_gradients`."""
+    return _gradients(networks, task, cotangents, extra, torch.abs, chunk)
 
 
 def check_samples_apart(model: nn.Module) -> None:
@@ -270,13 +237,197 @@ def check_samples_apart(model: nn.Module) -> None:
             )
 
 
-def _gradients(model: nn.Module, x: Tensor, target: Tensor, loss: Loss, phi: Phi, chunk: int) -> Params:
-    check_samples_apart(model)
-    probe = torch.linspace(0, len(x) - 1, min(PROBE, len(x)), device=x.device).long()
-    layers, rest = plan(model, x[probe], target[probe], loss, phi)
+@dataclass(frozen=True)
+class Plan:
+    """How each parameter's sum is found.
+
+    Attributes:
+        layers: those that take their closed form, and the shape of one sample's output of each.
+        rest: names of the parameters that take `vmap(grad)`; with those of the layers, all that require a gradient.
+    """
+
+    layers: Mapping[str, tuple[int, ...]]
+    rest: frozenset[str]
+
+
+def plan(
+    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, phi: Phi = torch.square
+) -> Plan:
+    """Which layers take their closed form: those where it agrees with `vmap(grad)` on a few samples of these networks.
+
+    Args:
+        networks: in eval mode.
+        task: the samples.
+        cotangents: gradients of the losses by the outputs.
+        extra: what cotangents take beside, each (R, N, ...).
+        phi: what is summed of a gradient.
+    """
+    model, wanted = networks.model, networks.trainable
+    candidates = {name for name, m in model.named_modules() if _supported(m) and _own(model, name) & wanted}
+    probe = torch.linspace(0, int(task.counts.min()) - 1, PROBE, device=task.y.device).long().unique()
+    places = probe.expand(networks.runs, -1)
+    x, given = task.inputs(places), [t[:, probe] for t in (task.y, *extra)]
+
+    def added(*outputs_and_given: Tensor) -> Iterable[Tensor]:
+        return [torch.stack(list(cotangents(*outputs_and_given))).sum(0)]
+
+    shapes = _single_calls(networks, x, candidates)
+    closed = _sums(networks, Plan(shapes, frozenset()), x, given, added, phi)
+    reference = _sums(networks, Plan({}, frozenset(wanted)), x, given, added, phi)
+    agreed = {k for k, v in closed.items() if k in wanted and _agree(v, reference[k])}
+    own = {name: _own(model, name) & wanted for name in shapes}
+    layers = {name: shape for name, shape in shapes.items() if own[name] <= agreed}
+    return Plan(layers, frozenset(wanted.difference(*(own[name] for name in layers))))
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two sums (R, ...) of every run are equal but for rounding; a GPU's products may round to TF32."""
+    tolerance = 1e-8 if found.dtype == torch.float64 else 1e-2 if found.is_cuda else 1e-4
+    gap, size = (found - expected).abs().flatten(1).amax(1), expected.abs().flatten(1).amax(1)
+    return bool((gap <= tolerance * size).all())
+
+
+def _gradients(
+    networks: Networks, task: FinishedTasks, cotangents: Cotangents, extra: tuple[Tensor, ...], phi: Phi, chunk: int
+) -> Params:
+    check_samples_apart(networks.model)
+    how = plan(networks, task, cotangents, *extra, phi=phi)
     total: Params = {}
-    for xs, ts in zip(x.split(chunk), target.split(chunk), strict=True):
-        part = _closed(model, xs, ts, loss, phi, layers)
-        part |= _differentiated(model, xs, ts, loss, phi, rest) if rest else {}
-        total = {k: total[k] + v for k, v in part.items()} if total else part
-    return {k: total[k] for k, p in model.named_parameters() if p.requires_grad}
+    for start in range(0, task.y.shape[1], chunk):
+        part = slice(start, start + chunk)
+        given = [t[:, part] for t in (task.y, *extra)]
+        for k, v in _sums(networks, how, task.inputs(part), given, cotangents, phi).items():
+            # A copy first: what comes out of `vmap` may be one value for all runs.
+            total[k] = total[k].add_(v) if k in total else v.clone()
+    return {k: total[k] for k in networks.params if k in total}
+
+
+def _sums(networks: Networks, how: Plan, x: Tensor, given: list[Tensor], cotangents: Cotangents, phi: Phi) -> Params:
+    """Σᵢ φ(gradient) over some samples of each run, (R, ...).
+
+    Args:
+        networks: R of them.
+        how: each parameter's sum is found.
+        x: inputs, (R, n, ...), or (1, n, ...) where all runs have the same.
+        given: labels, (R, n), -1 for padding, and what else cotangents take.
+        cotangents: gradients of the losses by the outputs.
+        phi: what is summed of a gradient.
+    """
+    runs = networks.runs
+    shared = len(x) < runs
+
+    def one(params: Params, buffers: Params, x: Tensor, y: Tensor, *extra: Tensor) -> Params:
+        logits, pull, finish = _outputs(networks, how.layers, params, buffers, x, phi)
+        counts = (y >= 0)[:, None]
+        closed: dict[str, Params] = {}
+        rest: Params = {}
+        for v in cotangents(logits, y.clamp(min=0), *extra):
+            part = pull(v * counts)
+            closed = {name: _added(closed[name], p) for name, p in part.items()} if closed else part
+            if how.rest:
+                rest = _added(rest, _differentiated(networks, how.rest, params, buffers, x, v * counts, phi))
+        return finish(closed) | rest
+
+    dims = (0, 0, None if shared else 0, *(0 for _ in given))
+    result: Params = lift(one, runs, dims)(networks.params, networks.buffers, x[0] if shared else x, *given)
+    return result
+
+
+def _added(total: Params, part: Params) -> Params:
+    return {k: total[k] + v for k, v in part.items()} if total else part
+
+
+def _outputs(
+    networks: Networks, layers: Mapping[str, tuple[int, ...]], params: Params, buffers: Params, x: Tensor, phi: Phi
+) -> tuple[Tensor, Callable[[Tensor], dict[str, Params]], Callable[[dict[str, Params]], Params]]:
+    """Outputs of one run; and of the layers' closed forms, by layer, the two functions."""
+    model = networks.model
+    if not layers:
+        return networks.logits(params, buffers, x), lambda v: {}, lambda total: {}
+
+    def forward(moved: Params) -> tuple[Tensor, Params]:
+        with _moved(model, moved) as inputs:
+            return networks.logits(params, buffers, x), inputs
+
+    # The gradient by something added to a layer's output is the gradient by that output.
+    like = next(iter(params.values()))
+    nowhere = {name: like.new_zeros(len(x), *shape) for name, shape in layers.items()}
+    logits, pull, inputs = vjp(forward, nowhere, has_aux=True)  # type: ignore[misc]
+    prefixes = {name: f"{name}." if name else "" for name in layers}
+
+    def form(name: str) -> Form:
+        layer = model.get_submodule(name)
+        own = {k: buffers[prefixes[name] + k] for k, _ in layer.named_buffers(recurse=False)}
+        return RULES[type(layer)](layer, own, inputs[name].detach(), phi)
+
+    forms = {name: form(name) for name in layers}
+
+    def parts(v: Tensor) -> dict[str, Params]:
+        (deltas,) = pull(v)
+        return {name: forms[name][0](delta) for name, delta in deltas.items()}
+
+    def finish(total: dict[str, Params]) -> Params:
+        found = {name: forms[name][1](part) for name, part in total.items()}
+        own = {name: [k for k, _ in model.get_submodule(name).named_parameters(recurse=False)] for name in found}
+        return {prefixes[name] + k: found[name][k] for name in found for k in own[name]}
+
+    return logits.detach(), parts, finish
+
+
+@contextmanager
+def _moved(model: nn.Module, by: Params) -> Generator[Params, None, None]:
+    """While it lasts, something is added to the outputs of layers, given by name; yields their inputs, once called."""
+    inputs: Params = {}
+
+    def move(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        inputs[name] = args[0]
+        return y + by[name]
+
+    handles = [model.get_submodule(name).register_forward_hook(functools.partial(move, name)) for name in by]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _differentiated(
+    networks: Networks, names: frozenset[str], params: Params, buffers: Params, x: Tensor, v: Tensor, phi: Phi
+) -> Params:
+    """Σᵢ φ(gradient) of the named parameters of one run, by `vmap(grad)` over chunks of samples."""
+    own = {k: params[k] for k in names}
+
+    def loss(own: Params, xi: Tensor, vi: Tensor) -> Tensor:
+        return (networks.logits({**params, **own}, buffers, xi[None])[0] * vi).sum()
+
+    def summed(xs: Tensor, vs: Tensor) -> Params:
+        per_sample: Params = vmap(grad(loss), in_dims=(None, 0, 0))(own, xs, vs)
+        return {k: phi(g).sum(0) for k, g in per_sample.items()}
+
+    some = max(CHUNK // networks.runs, 1)
+    parts = [summed(xs, vs) for xs, vs in zip(x.split(some), v.split(some), strict=True)]
+    return {k: torch.stack([p[k] for p in parts]).sum(0) for k in own}
+
+
+def _single_calls(networks: Networks, x: Tensor, names: set[str]) -> dict[str, tuple[int, ...]]:
+    """Of those layers, the ones called once and with a row a sample; and the shape of one sample's output."""
+    params, buffers = ({k: t[0] for k, t in tree.items()} for tree in (networks.params, networks.buffers))
+    with torch.no_grad(), recorded(networks.model, names) as calls:
+        networks.logits(params, buffers, x[0])
+    often = Counter(call.name for call in calls)
+    return {c.name: tuple(c.y.shape[1:]) for c in calls if often[c.name] == 1 and len(c.y) == x.shape[1]}
+
+
+def _supported(layer: nn.Module) -> bool:
+    if type(layer) not in RULES or getattr(layer, "parametrizations", None):
+        return False
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros" and layer.padding != "same"
+    if isinstance(layer, nn.Embedding):
+        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+    return True
+
+
+def _own(model: nn.Module, layer: str) -> set[str]:
+    prefix = f"{layer}." if layer else ""
+    return {prefix + name for name, _ in model.get_submodule(layer).named_parameters(recurse=False)}

@@ -54,7 +54,8 @@ class Quadratic(Strategy):
 
     def family(self) -> Hashable:
         """All quadratic penalties that accumulate alike, unless a subclass changes more than `measure`."""
-        own = {"measure", "family", "hyperparameters", "options", "overrides", "shares_first_task"}
+        own = {"measure", "measure_stack", "measures_stacks", "family", "hyperparameters", "options", "overrides"}
+        own |= {"shares_first_task"}
         contract = [k for k in vars(Strategy) if not k.startswith("_") and k not in {*own, *Strategy.__annotations__}]
         if any(getattr(type(self), method) is not getattr(Quadratic, method) for method in contract):
             return super().family()

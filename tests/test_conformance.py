@@ -15,7 +15,7 @@ import torch
 
 import strategies
 from benchmark import conformance as harness_checks
-from strategies import L2, Naive, Strategy, conformance, hyper, registry
+from strategies import EWC, L2, Naive, Strategy, conformance, hyper, registry
 from strategies.conformance import Failed, Inapplicable
 
 EXAMPLE = Path(__file__).parent / "example_package"
@@ -167,6 +167,15 @@ class SpoilsItsTask(L2):
 
 
 @dataclass(frozen=True)
+class MixesRuns(EWC):
+    """Importances of a stack that are those of its runs' mean."""
+
+    def measure_stack(self, networks, task):
+        found = super().measure_stack(networks, task)
+        return {k: v.mean(0, keepdim=True).expand(v.shape) for k, v in found.items()}
+
+
+@dataclass(frozen=True)
 class Nameless(L2):
     name: ClassVar[str] = ""
 
@@ -205,6 +214,7 @@ class LooksAtNeighbours(Strategy):
         (NoHalf(), conformance.the_penaltys_gradient_is_its_gradient, "gradient of '0.weight': expected"),
         (SharesItsState(), conformance.the_penaltys_gradient_is_its_gradient, "gradient of"),
         (AlwaysOn(), harness_checks.without_strength_it_is_fine_tuning, "strength 0: parameter .* differs"),
+        (MixesRuns(), conformance.a_stack_measures_what_each_run_measures, "of run 0 of 3: `measure` says"),
         (Draws(), harness_checks.a_seed_reproduces_in_another_process, "expected .* in another process too"),
         (SpoilsItsTask(), conformance.arguments_are_never_written_to, "`measure` wrote into the task or the model"),
         (ReadsSelf(), harness_checks.stacked_runs_equal_runs_alone, "a run alone: parameter .* differs"),

@@ -257,7 +257,11 @@ def test_images_are_handed_out_in_copies_scaled_to_one(dtype, precision):
     pool = Pool.of(scenario("permuted", tasks=2), [own, own], CPU)
     feed, before = Feed(pool, [0], precision), own.train_x.clone()
     ids = torch.arange(5)[None]
-    for x in (feed.batch(ids, feed.keys(ids), 1, 1).x[0], feed.inputs(1, 0)[:5], next(feed.test(1, 5))[0]):
+    for x in (
+        feed.batch(ids, feed.keys(ids), 1, 1).x[0],
+        feed.finished(1, [None]).inputs(slice(5))[0],
+        next(feed.test(1, 5))[0],
+    ):
         assert x.dtype == precision and x.shape == (5, 1, 2, 3) and 0 <= float(x.min()) <= float(x.max()) <= 1
         x.zero_()
     assert torch.equal(pool.x, before) and torch.equal(own.train_x, before)
@@ -268,8 +272,11 @@ def test_all_inputs_and_labels_of_a_task_are_those_of_its_batches(case):
     feed = feed_of(case)
     for task, (run, seed) in itertools.product(range(1, len(CASES[case][1]) + 1), enumerate(SEEDS)):
         expected = [sample(case, seed, task, image) for image in images_of(case, seed, task)]
-        assert torch.equal(feed.inputs(task, run), torch.stack([x for x, _ in expected]))
-        assert feed.labels(task, run).tolist() == [y for _, y in expected]
+        whole, some = feed.finished(task, [None] * len(SEEDS)), feed.some([run]).finished(task, [None])
+        for finished in (whole.one(run), some.one(0)):
+            assert torch.equal(finished.x, torch.stack([x for x, _ in expected]))
+            assert finished.y.tolist() == [y for _, y in expected]
+        assert whole.counts[run] == len(expected)
 
 
 # The order of training

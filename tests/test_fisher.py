@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strategies import fisher, persample
+from strategies import EWC, FinishedTask, fisher, persample
+from strategies.mas import MAS
+from strategies.stack import FinishedTasks, Networks
 
 Params = dict[str, Tensor]
 
@@ -151,13 +153,15 @@ def test_exact_weighs_every_class_by_its_probability(case):
 def test_sampled_averages_over_the_labels_it_drew(case, monkeypatch):
     model, x, _, tolerance = case
     drawn: list[Tensor] = []
-    inner = fisher.squared_gradients
+    inner = fisher.labels
 
-    def spy(model, x, y, loss, *, chunk):
-        drawn.append(y)
-        return inner(model, x, y, loss, chunk=chunk)
+    def spy(probabilities, uniform):
+        found = inner(probabilities, uniform)
+        if len(probabilities) == len(x):  # and not a few, on which closed forms are tried
+            drawn.extend(found)
+        return found
 
-    monkeypatch.setattr(fisher, "squared_gradients", spy)
+    monkeypatch.setattr(fisher, "labels", spy)
     generator = torch.Generator().manual_seed(3)
     found = fisher.diagonal(model, x, estimator="sampled", samples=3, generator=generator)
     assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
@@ -248,10 +252,11 @@ def test_closed_forms_serve_the_layers_they_are_for():
     torch.manual_seed(0)
     x = torch.rand(8, 72, dtype=torch.float64)
     model, y = trained(CNN().double(), x, 5)
-    _, rest = persample.plan(model.eval(), x, y, fisher._log_likelihood)
-    assert rest == set()
-    layers, rest = persample.plan(Shared().double().eval(), x[:, :8], y % 3, fisher._log_likelihood)
-    assert layers == {"head"} and "twice.weight" in rest and "scale" in rest
+    how = persample.plan(Networks.of(model.eval()), FinishedTasks.of(x, y), fisher._of_the_label)
+    assert how.rest == set()
+    shared = Networks.of(Shared().double().eval())
+    how = persample.plan(shared, FinishedTasks.of(x[:, :8], y % 3), fisher._of_the_label)
+    assert how.layers.keys() == {"head"} and "twice.weight" in how.rest and "scale" in how.rest
 
 
 def test_sequences_and_embeddings():
@@ -327,3 +332,100 @@ def test_a_layer_called_by_keyword_is_differentiated():
     torch.manual_seed(0)
     model, x, y = Keyword().double(), torch.rand(12, 5, dtype=torch.float64), torch.randint(0, 3, (12,))
     agree(fisher.diagonal(model, x, y), {k: v / 12 for k, v in loop(model, x, y).items()}, 1e-10)
+
+
+# Stacks
+
+
+def stack_of(models: list[nn.Module]) -> Networks:
+    own = [dict(m.named_parameters()) for m in models], [dict(m.named_buffers()) for m in models]
+    params, buffers = ({k: torch.stack([t[k].detach() for t in each]) for k in each[0]} for each in own)
+    return Networks(copy.deepcopy(models[0]).eval(), params, buffers)
+
+
+def finished(parts: list[tuple[Tensor, Tensor]]) -> FinishedTasks:
+    """Samples of each run, not as many of each."""
+    x, y = (nn.utils.rnn.pad_sequence([p[i] for p in parts], True, fill) for i, fill in ((0, 3), (1, -1)))
+
+    def inputs(places: slice | Tensor) -> Tensor:
+        if isinstance(places, slice):
+            return x[:, places]
+        return torch.stack([own[at] for own, at in zip(x, places, strict=True)])
+
+    return FinishedTasks(2, inputs, y, [torch.Generator().manual_seed(i) for i in range(len(parts))])
+
+
+@pytest.fixture(
+    params=[(mlp, 12, 5), (CNN, 72, 5), (Tokens, 5, 4), (Shared, 8, 3), (Tied, 6, 3)], ids=lambda c: c[0].__name__
+)
+def three(request: pytest.FixtureRequest) -> tuple[list[nn.Module], list[tuple[Tensor, Tensor]]]:
+    """Three networks, and data of different sizes."""
+    build, width, classes = request.param
+    torch.manual_seed(0)
+    models, parts = [], []
+    for count in (33, 41, 24):
+        x = torch.randint(0, 7, (count, width)) if build is Tokens else torch.rand(count, width, dtype=torch.float64)
+        model, y = trained(build().double(), x, classes)
+        models.append(model.eval())
+        parts.append((x, y))
+    return models, parts
+
+
+@pytest.mark.parametrize("estimator", fisher.ESTIMATORS)
+@pytest.mark.parametrize("batch_size", [10, None])
+def test_a_stack_has_the_diagonals_of_each_of_its_runs(three, estimator, batch_size, monkeypatch):
+    models, parts = three
+    monkeypatch.setattr(fisher, "CHUNK", 30)
+    monkeypatch.setattr(fisher, "LEAST", 7)
+    options = {"estimator": estimator, "batch_size": batch_size, "samples": 2}
+    found = fisher.diagonals(stack_of(models), finished(parts), **options)
+    for i, (model, (x, y)) in enumerate(zip(models, parts, strict=True)):
+        alone = fisher.diagonal(model, x, y, generator=torch.Generator().manual_seed(i), **options)
+        agree({k: v[i] for k, v in found.items()}, alone, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [MAS(), EWC(), EWC(estimator="exact", fisher_samples=30), EWC(estimator="batched", fisher_batch_size=9),
+     EWC(estimator="sampled", fisher_samples=12), EWC(estimator="notebook", fisher_batch_size=15)],
+    ids=lambda s: f"{s.name}-{getattr(s, 'estimator', '')}",
+)  # fmt: skip
+def test_importances_of_a_stack_are_those_of_each_of_its_runs(three, strategy):
+    models, parts = three
+    found = strategy.measure_stack(stack_of(models), finished(parts))
+    for i, (model, (x, y)) in enumerate(zip(models, parts, strict=True)):
+        task = FinishedTask(2, lambda x=x: x, y, torch.Generator().manual_seed(i))
+        agree({k: v[i] for k, v in found.items()}, strategy.measure(model, task), 1e-12)
+
+
+def test_inputs_that_all_runs_share_are_no_others_than_inputs_of_their_own():
+    torch.manual_seed(0)
+    x = torch.rand(20, 72, dtype=torch.float64)
+    models = [trained(CNN().double(), x, 5)[0].eval() for _ in range(3)]
+    y = torch.randint(0, 5, (3, 20))
+
+    def task(runs: int) -> FinishedTasks:
+        inputs = x.expand(runs, -1, -1)
+        return FinishedTasks(1, lambda at: inputs[:, at] if isinstance(at, slice) else x[at], y, [None] * 3)
+
+    agree(fisher.diagonals(stack_of(models), task(1)), fisher.diagonals(stack_of(models), task(3)), 1e-12)
+
+
+def test_a_run_whose_closed_form_does_not_hold_is_differentiated_and_so_are_its_neighbours():
+    class Gated(nn.Module):
+        """Uses its weight behind its layer's back, in so far as a buffer says."""
+
+        def __init__(self, gate: float) -> None:
+            super().__init__()
+            self.linear, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.register_buffer("gate", torch.tensor(gate))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.linear(x) + self.gate * F.linear(x.square(), self.linear.weight)).tanh())
+
+    torch.manual_seed(0)
+    x, y = torch.rand(20, 6, dtype=torch.float64), torch.randint(0, 3, (20,))
+    models = [Gated(gate).double().eval() for gate in (0.0, 1.0)]
+    found = fisher.diagonals(stack_of(models), finished([(x, y)] * 2))
+    for i, model in enumerate(models):
+        agree({k: v[i] for k, v in found.items()}, {k: v / 20 for k, v in loop(model, x, y).items()}, 1e-10)

@@ -13,9 +13,10 @@ from torch.func import vmap
 
 from strategies import FinishedTask, Setting, State, Step, Strategy, masked, persample
 from strategies.base import MASKED, check_state
-from strategies.mas import MAS, squared_norm
+from strategies.mas import MAS, twice_the_outputs
 from strategies.rwalk import RWalk, to_unit
 from strategies.si import SI
+from strategies.stack import FinishedTasks, Networks
 from tests.test_fisher import CNN, Shared, Tied, Tokens, agree, mlp, trained
 
 Params = dict[str, Tensor]
@@ -106,14 +107,16 @@ def test_mas_of_sequences_and_embeddings():
 
 def test_mas_takes_closed_forms_where_there_are_any(case):
     model, x = case
-    _, rest = persample.plan(model.eval(), x[:8], x[:8], squared_norm, torch.abs)
-    assert rest == set()
+    task = FinishedTasks.of(x, torch.zeros(len(x), dtype=torch.int64))
+    how = persample.plan(Networks.of(model.eval()), task, twice_the_outputs, phi=torch.abs)
+    assert how.rest == set()
 
 
 def test_mas_does_not_depend_on_the_samples_a_pass(case, monkeypatch):
     model, x = case
     whole = measured(model, x)
-    monkeypatch.setattr("strategies.mas.CHUNK", 7)
+    monkeypatch.setattr("strategies.fisher.CHUNK", 7)
+    monkeypatch.setattr("strategies.fisher.LEAST", 7)
     agree(measured(model, x), whole, 1e-12)
 
 
@@ -150,9 +153,9 @@ def test_outputs_that_do_not_compete_make_nothing_important(dtype, tolerance, ma
     agree(kept, measured(cut, x), tolerance)
 
 
-def test_the_norm_of_masked_outputs_is_that_of_the_others():
-    outputs = torch.tensor([[3.0, MASKED, 4.0]])
-    assert squared_norm(outputs, outputs) == 25
+def test_masked_outputs_have_no_part_in_the_norms_gradient():
+    (found,) = twice_the_outputs(torch.tensor([[3.0, MASKED, 4.0]]), torch.zeros(1))
+    assert found.tolist() == [[6.0, 0.0, 8.0]]
 
 
 def test_mas_sums_over_tasks_and_holds_the_latest_anchor():

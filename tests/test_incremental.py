@@ -230,7 +230,7 @@ def test_importances_under_a_mask_are_those_of_the_outputs_that_compete(active, 
     torch.manual_seed(0)
     x, y = torch.rand(60, 1, 8, 8, dtype=recipe.dtype), torch.randint(0, len(active), (60,))
     options = {"estimator": estimator, "batch_size": 25}
-    with learner.solo(1, mask) as model:
+    with learner.networks([0, 1], mask).one(1) as model:
         assert model(x)[:, ~mask].max() < -1e8
         found = fisher.diagonal(model, x, torch.tensor(active)[y], generator=generator(1), **options)
     expected = fisher.diagonal(Restricted(network, mask), x, y, generator=generator(1), **options)

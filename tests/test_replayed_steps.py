@@ -12,7 +12,6 @@ from benchmark import graphs
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from benchmark.replay import replayed
-from benchmark.trees import leaves
 from strategies import EWC, EWCKfac, Naive
 from strategies.agem import AGEM
 from strategies.derpp import DERpp
@@ -20,6 +19,7 @@ from strategies.er import ER
 from strategies.lwf import LwF
 from strategies.rwalk import RWalk
 from strategies.si import SI
+from strategies.trees import leaves
 from tests.conftest import make_run, train
 
 REPLAY = {"memory": 30, "replay_batch": 10}

@@ -76,7 +76,12 @@ def forty() -> FinishedTask:
 
 def test_ewc_uses_the_number_of_samples_it_is_told_to(monkeypatch):
     seen = []
-    monkeypatch.setattr("strategies.fisher.diagonal", lambda model, x, y, **_: seen.append((len(x), len(y))) or {})
+
+    def diagonals(networks, task, **_):
+        seen.append((task.inputs(slice(None)).shape[1], int(task.counts)))
+        return {}
+
+    monkeypatch.setattr("strategies.fisher.diagonals", diagonals)
     for samples, estimator in ((0, "empirical"), (7, "exact"), (0, "notebook")):
         EWC(fisher_samples=samples, estimator=estimator, fisher_batch_size=15).measure(nn.Linear(6, 3), forty())
     assert seen == [(40, 40), (7, 7), (30, 30)]

@@ -17,12 +17,13 @@ from benchmark import models, plan, scenarios, schedule
 from benchmark.data import ImageSet
 from benchmark.executors import side_by_side, workers_for
 from benchmark.feed import Feed, Lesson, Pool
-from benchmark.learner import Learner, lift
+from benchmark.learner import Learner
 from benchmark.perf.measuring import Row, Subject, in_turn, timed
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
-from benchmark.trees import tree_map
 from strategies import ER, EWC, DERpp, LwF, Naive, Params, Setting, State, Strategy
+from strategies.stack import lift
+from strategies.trees import tree_map
 
 CPU = torch.device("cpu")
 EPOCH, STEPS, ROUNDS = 600, 200, 5
