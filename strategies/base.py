@@ -17,7 +17,8 @@ A strategy overrides the few methods it needs:
 - a penalty on the parameters: `penalty` (and `penalty_gradient`, where a closed form is known);
 - another loss on the data: `loss`; a second gradient to reconcile it with: `reference` and `combine`;
 - a memory of samples: `recalls` and `recall` before a step, `observe` after it;
-- importances: `after_step` along the path, `measure` and `consolidate` after a task.
+- importances: `after_step` along the path, `measure` and `consolidate` after a task (`measure_stack` where those of all
+  runs can be had at once).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 # Samples a pass, of all runs together and of each at least, where the batch is not part of the definition: they bound
 # memory and change nothing else.
-CHUNK, LEAST = 2000, 250
+CHUNK, LEAST = 2000, 500
 
 
 def diagonal(
@@ -215,8 +215,14 @@ def _gradient(networks: Networks, value: Callable[..., Tensor], x: Tensor, y: Te
         def of(own: Params) -> Tensor:
             return value({**params, **own}, buffers, x, y)
 
-        found: Params = grad(of)({k: p for k, p in params.items() if k in wanted})
-        return found
+        own = {k: p for k, p in params.items() if k in wanted}
+        if networks.runs > 1:
+            return dict(grad(of)(own))
+        # Without `torch.func`, whose own cost a stack of one does not spread.
+        leaves = {k: p.detach().requires_grad_() for k, p in own.items()}
+        with torch.enable_grad():
+            found = torch.autograd.grad(of(leaves), list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, found, strict=True))
 
     dims = (0, 0, None if shared else 0, 0)
     result: Params = lift(one, networks.runs, dims)(networks.params, networks.buffers, x[0] if shared else x, y)
