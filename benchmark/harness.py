@@ -21,7 +21,7 @@ from benchmark import importances
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled
 from benchmark.feed import Feed, Lesson, Pool
-from benchmark.learner import Learner, like
+from benchmark.learner import DENSE, Learner
 from benchmark.runs import Evaluation, Result, Run
 from benchmark.scenarios import Scenario
 from strategies import registry
@@ -399,13 +399,9 @@ def _consolidate(branch: _Branch, task: int, site: Site, state: State, hparams: 
         measured = importances.measure(branch.runs, learner, branch.feed, task, hear)
         new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
     _check_state(branch, state, new)
-    # Tensors that meet parameters in every step lie in memory as they do.
-    return {
-        name: {
-            k: like(params[k], v) if k in params and v.shape == params[k].shape else v.clone() for k, v in part.items()
-        }
-        for name, part in new.items()
-    }
+    # Contiguous, as the parameters are that they meet in every step.
+    contiguous: State = tree_map(lambda t: t.clone(memory_format=DENSE), new)
+    return contiguous
 
 
 def _results(branch: _Branch, users: Mapping[str, int]) -> list[Result]:

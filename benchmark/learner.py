@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,6 +23,9 @@ from strategies.trees import tree_map
 
 # Values of the widest layer an evaluation pass of all runs together: bounds memory, changes nothing else.
 EVALUATED = {"cpu": 2**24, "cuda": 2**28}
+
+
+DENSE = torch.contiguous_format
 
 
 def _check_loss(strategy: Strategy, loss: object) -> None:
@@ -83,14 +85,14 @@ class Learner:
         self.model, self.recipe, self.shape = model, recipe, shape
         self.runs = len(next(iter(params.values())))
         self.buffers = buffers
-        self.params = {k: p.requires_grad_() for k, p in self._laid_out(params).items()}
+        self.params = {k: p.detach().clone(memory_format=DENSE).requires_grad_() for k, p in params.items()}
         self.diverged = torch.zeros(self.runs, dtype=torch.bool, device=self.device)
         self.reset_optimizer()
         for k, values in (optimizer_state or {}).items():
-            p = self.params[k]
+            shape = self.params[k].shape
             self.optimizer.state[self.flat[k]] = {
-                name: in_memory_order(like(p, value)) if value.shape == p.shape else value.clone()
-                for name, value in values.items()
+                name: v.clone(memory_format=DENSE).view(-1) if v.shape == shape else v.clone()
+                for name, v in values.items()
             }
 
     @classmethod
@@ -151,9 +153,8 @@ class Learner:
 
     def reset_optimizer(self) -> None:
         """A fresh optimiser, without moments or momentum."""
-        # One flat view a parameter: the fused CPU kernels copy tensors that are not contiguous, and misread gradients
-        # that lie in memory in another order than their parameter.
-        self.flat = {k: in_memory_order(p.detach()) for k, p in self.params.items()}
+        # Flat views: the fused CPU kernels misread gradients whose strides differ from their parameter's.
+        self.flat = {k: p.detach().view(-1) for k, p in self.params.items()}
         recipe, params = self.recipe, list(self.flat.values())
         common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
         if recipe.optimizer == "sgd":
@@ -166,7 +167,7 @@ class Learner:
         """The optimiser's tensors by parameter, those of a parameter's size in its shape (R, ...)."""
         return {
             k: {
-                name: v.as_strided(p.shape, p.stride()) if v.numel() == p.numel() and v.ndim else v
+                name: v.view(p.shape) if v.numel() == p.numel() and v.ndim else v
                 for name, v in self.optimizer.state[self.flat[k]].items()
                 if isinstance(v, Tensor)
             }
@@ -228,9 +229,8 @@ class Learner:
             extra = lift(strategy.penalty_gradient, self.runs)(state, params, hparams)
             _check_like(strategy, "penalty_gradient", params, extra)
             total = {k: extra[k].add_(g) for k, g in gradient.items()}
-        for k, p in self.params.items():
-            g = total[k] if total[k].stride() == p.stride() else like(p, total[k])
-            self.flat[k].grad = in_memory_order(g)
+        for k, g in total.items():
+            self.flat[k].grad = g.reshape(-1)
         if strategy.overrides("after_step"):
             before = {k: p.clone() for k, p in params.items()}
             self.optimizer.step()
@@ -365,24 +365,6 @@ class Learner:
                 finite &= tensor.flatten(1).sum(1).isfinite()
         self.diverged |= ~finite
 
-    def _laid_out(self, params: Params) -> Params:
-        """Parameters in the memory layout that their gradients come in, so that neither is ever copied to match.
-
-        Under `vmap` a Linear's weight gradient comes transposed; which layers do what is found by asking for one.
-        """
-        leaves = {k: p.detach().clone().requires_grad_() for k, p in params.items()}
-        device = next(iter(leaves.values())).device
-        x = torch.zeros(self.runs, 1, *self.shape, dtype=self.recipe.dtype, device=device)
-        y = torch.zeros(self.runs, 1, dtype=torch.int64, device=device)
-        self.model.eval()  # in train mode BatchNorm would take these zeros into its statistics
-
-        def one(params: Params, buffers: Params, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(self._logits(params, buffers, x), y)
-
-        loss = lift(one, self.runs)(leaves, self.buffers, x, y).sum()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return {k: like(g, params[k]) for k, g in zip(params, gradients, strict=True)}
-
 
 def _received(
     model: nn.Module, recipe: Recipe, shape: tuple[int, ...], device: torch.device, arrays: Sequence[Any]
@@ -421,13 +403,3 @@ def layer_outputs(model: nn.Module, x: Tensor) -> list[int]:
         for handle in handles:
             handle.remove()
     return sizes
-
-
-def like(layout: Tensor, value: Tensor) -> Tensor:
-    """A copy of `value` in the memory layout of `layout`."""
-    return torch.empty_like(layout, dtype=value.dtype, requires_grad=False).copy_(value.detach())
-
-
-def in_memory_order(t: Tensor) -> Tensor:
-    """A dense tensor as one flat view of its memory."""
-    return t.as_strided((t.numel(),), (1,))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from strategies.base import FinishedTask, Params, masked
+from strategies.layers import StackedLayers
 from strategies.trees import tree_map
 
 Places = slice | Tensor
@@ -27,7 +28,12 @@ def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...
         in_dims: as for `vmap`; None marks an argument that all runs share.
     """
     if runs > 1:
-        return vmap(fn, in_dims=in_dims)
+
+        def stacked(*args: Any) -> Any:
+            with StackedLayers():
+                return vmap(fn, in_dims=in_dims)(*args)
+
+        return stacked
 
     def solo(*args: Any) -> Any:
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)

@@ -20,7 +20,7 @@ from benchmark import harness, plan, scenarios, schedule
 from benchmark.executors import Local, side_by_side
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
-from benchmark.learner import Learner, in_memory_order
+from benchmark.learner import Learner
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from strategies import EWC, L2, Batch, EWCKfac, Loss, Naive, Strategy, cross_entropy, hyper
@@ -378,7 +378,7 @@ def test_parameters_lie_in_memory_as_their_gradients_do():
     before = {k: p.detach().clone() for k, p in learner.params.items()}
     learner._step(lesson_of(range(3), recipe), batch, torch.empty(3, 0), Naive(), {}, {})
     for k, p in learner.params.items():
-        flat = in_memory_order(p.detach())
+        flat = p.detach().view(-1)
         assert flat.is_contiguous() and flat.data_ptr() == p.data_ptr() and learner.flat[k].grad is not None
         assert not torch.equal(p, before[k])
 
