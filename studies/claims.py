@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.drivers import Driver
@@ -59,7 +58,6 @@ class Claims:
         most: int,
         valid: Container[Any],
         space: Mapping[str, BaseDistribution] | None = None,
-        seeded: Callable[[Any], BaseSampler] = lambda place: RandomSampler(),
     ) -> list[optuna.Trial]:
         """Take trials out of the queue, which are this driver's to train from now on.
 
@@ -67,12 +65,9 @@ class Claims:
             most: how many.
             valid: places that are to be filled; a trial of any other is given up.
             space: what is asked; None: nothing.
-            seeded: the sampler of a batch that begins with a place. No two drivers begin with the same.
         """
         taken: list[optuna.Trial] = []
         for _ in range(most):
-            if not taken:
-                self._study.sampler = _Seeded(seeded)
             trial = self._next(space or {})
             if trial is None:
                 continue
@@ -175,42 +170,3 @@ class Claims:
         """Seconds since a trial of another driver was seen first."""
         now = time.monotonic()
         return now - self._seen.setdefault(trial.number, now)
-
-
-class _Seeded(BaseSampler):
-    """A sampler that follows from the first place it is asked for.
-
-    Args:
-        seeded: the sampler of a batch that begins with a place.
-    """
-
-    def __init__(self, seeded: Callable[[Any], BaseSampler]) -> None:
-        self._seeded = seeded
-        self._sampler: BaseSampler | None = None
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Choose the sampler, before the first trial."""
-        if self._sampler is None:
-            self._sampler = self._seeded(trial.user_attrs.get(PLACE, -1))
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the sampler does."""
-        return self._chosen().infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """As the sampler does."""
-        return self._chosen().sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """As the sampler does."""
-        return self._chosen().sample_independent(study, trial, param_name, param_distribution)
-
-    def _chosen(self) -> BaseSampler:
-        if self._sampler is None:
-            raise RuntimeError("a sampler was asked before a trial was there")
-        return self._sampler

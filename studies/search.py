@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,22 +11,20 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmark.keys import generator_seed
 from studies import objectives, places, plasticity
 from studies.claims import Claims
 from studies.drivers import Driver
 from studies.places import DRIVER, REASON, SAVED, SEEDS
 from studies.pruning import GivenUp
 from studies.ranges import Search
+from studies.samplers import PlaceSampler
 from studies.spec import Study
 from studies.storage import Storage, StudyError, patient
 
 DESCRIPTION = "description"
-STARTUP = 2  # trials that ended well before a sampler follows them: the first batch is a grid, not the sampler's
 DECADES = 6  # a range that begins at 0 has no smallest decade: its grid goes down this many from its end
 
 
@@ -70,6 +67,7 @@ class Searcher:
         self.optuna = optuna.create_study(
             storage=self.storage.optuna,
             study_name=self._name,
+            sampler=PlaceSampler(self.study.table.sampler, self.study.table.seed),
             load_if_exists=True,
             directions=[objectives.direction(name) for name in self.study.objectives],
         )
@@ -111,7 +109,7 @@ class Searcher:
         while free := self._free():
             self._queue(free)
             valid = range(self.study.trials)
-            if asked := self._claims.take(len(free), valid, self.search.space, self._seeded):
+            if asked := self._claims.take(len(free), valid, self.search.space):
                 return asked
         return []
 
@@ -240,10 +238,6 @@ class Searcher:
         trials, planned = self._claims.trials(), dict(enumerate(self._settings))
         self._claims.queue((place, places.setting(trials, place) or planned.get(place, {})) for place in free)
 
-    def _seeded(self, place: int) -> BaseSampler:
-        # What is asked follows from what was told, not from how often the command was begun.
-        return self._sampler(generator_seed(self.study.table.seed, "sampler", place) % 2**32)
-
     def _told(self, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         """What Optuna is told of a trial: values, or that it failed."""
         names, statuses = self.study.objectives, {s["status"] for s in seeds}
@@ -264,17 +258,6 @@ class Searcher:
         # One told as the worst value is nothing to report, even where all are.
         front = [t for t in self.optuna.best_trials if REASON not in t.user_attrs] if self.complete else []
         return max(front, key=lambda t: sum(s * v for s, v in zip(signs, t.values, strict=True)), default=None)
-
-    def _sampler(self, seed: int) -> BaseSampler:
-        table = self.study.table
-        if table.sampler == "gp":
-            # It would say at every start that a package is not there which nobody needs.
-            logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)
-            return GPSampler(seed=seed, n_startup_trials=STARTUP)
-        if table.sampler == "random":
-            return RandomSampler(seed=seed)
-        # Constant liar: what is still in training counts as bad, so that a batch spreads.
-        return TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
 
     def _described(self) -> None:
         """Refuse to go on with a study that searched something else.

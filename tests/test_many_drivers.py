@@ -202,7 +202,7 @@ def test_four_drivers_one_of_them_killed_spend_the_budget_exactly_once_and_deliv
     for name in NAMES:
         expected = {trial.params["lam"]: trial.values for trial in single[name]}
         shared = [trial for trial in counted[name] if trial.params["lam"] in expected]
-        assert len(shared) >= 2
+        assert len(shared) == TRIALS  # each place has its own draw, whoever asks
         for trial in shared:
             assert trial.values == pytest.approx(expected[trial.params["lam"]], abs=1e-12)
 

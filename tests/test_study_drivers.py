@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
@@ -235,7 +236,7 @@ def test_drivers_that_come_to_an_empty_queue_at_once_do_not_ask_the_same(
     taken: dict[int, list[Any]] = {0: [], 1: []}
     for turn in range(8):
         asker = (one, other)[turn % 2]
-        taken[turn % 2] += asker._claims.take(1, range(12), asker.search.space, asker._seeded)
+        taken[turn % 2] += asker._claims.take(1, range(12), asker.search.space)
     assert [len(each) for each in taken.values()] == [2, 2]
     assert len({*lams(taken[0] + taken[1])}) == 4
     for asker, asked in zip((one, other), taken.values(), strict=True):
@@ -311,6 +312,31 @@ def test_what_a_killed_driver_left_is_asked_again_at_once_and_by_one_alone(
     assert lams(again) == lams(left[1:]) and len(more) == 4 and not {*lams(more)} & {*lams(left)}
     assert str(gone).startswith(f"process {ended_process} on ")
     assert [t.state.name for t in one.optuna.trials[:4]] == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
+
+
+def test_a_place_whose_driver_was_killed_as_it_chose_gets_no_setting_of_another(
+    at_work: Callable[[], Driver], ended_process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting of the first place is known and asked again; that of the second is drawn, as it would have been."""
+    storage, undisturbed = InMemoryStorage(), searcher(InMemoryStorage(), sampler="random")
+    killed, one = (searcher(storage, at_work(), sampler="random") for _ in range(2))
+    for asker in (undisturbed, killed):
+        for trial in asker.ask():
+            tell(asker, trial)
+    draws, calls = RandomSampler.sample_independent, itertools.count()
+
+    def kill(*args: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return draws(*args)
+
+    monkeypatch.setattr(RandomSampler, "sample_independent", kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.ask()
+    vanish(killed, pid=ended_process)
+    one.take_over()
+    asked, expected = ({t.user_attrs[PLACE]: t.params for t in asker.ask()} for asker in (one, undisturbed))
+    assert asked == expected and len(expected) == 4
 
 
 def test_a_driver_that_dies_while_others_work_is_taken_over_by_the_next_that_asks(

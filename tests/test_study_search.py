@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from studies import objectives, spec
+from studies import objectives, samplers, spec
 from studies.pruning import GivenUp
 from studies.search import DECADES, Searcher, StudyError, free_name, grid
 from studies.spec import Search
@@ -242,7 +242,7 @@ def test_a_batch_spreads_although_none_of_it_is_told_yet(monkeypatch: pytest.Mon
 
     spreading = spread()
     plain = functools.partial(optuna.samplers.TPESampler, n_startup_trials=10, constant_liar=False)
-    monkeypatch.setattr(Searcher, "_sampler", lambda self, seed: plain(seed=seed))
+    monkeypatch.setattr(samplers, "_sampler", lambda name, seed: plain(seed=seed))
     assert spreading > 5 * spread()
 
 
