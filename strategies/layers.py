@@ -1,6 +1,6 @@
-"""Layers of all runs of a stack at once, laid out so that nothing is copied between them.
+"""Layers of all runs of a stack at once, laid out so that little is copied between them.
 
-`vmap` knows how to do every operation for a stack; for two it does not know the best way:
+Products are those of `products`. `vmap` knows how to do every operation for a stack; for two not the best way:
 
 - Linear: the gradient of a weight (R, O, I) comes out transposed, so that either it or every tensor that it meets must
   be. Here it is δᵀx, which lies in memory as the weight does. Where all runs see the same inputs, one product does.
@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,26 +21,24 @@ from torch.autograd.function import FunctionCtx
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
-Dims = tuple[int | None, ...]
-"""Where each argument has its axis of runs; None where all runs share it."""
+from strategies.products import Dims, by_onednn, product, products
 
 
-class _Product(torch.autograd.Function):
+class _Linears(torch.autograd.Function):
     """x wᵀ + b: inputs (R, B, I), weights (R, O, I), biases (R, O) or None -> (R, B, O), sample by sample in memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w)
-        memory = x.new_empty(x.shape[1], x.shape[0], w.shape[1]).transpose(0, 1)
-        y = torch.bmm(x, w.mT, out=memory)
+        y = products(x, w.mT, by_row=True)
         return y if b is None else y.add_(b[:, None])
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), (of_x, of_w, of_b) = ctx.saved_tensors, ctx.needs_input_grad
         return (
-            _Product.apply(delta, w.mT, None) if of_x else None,
-            torch.bmm(delta.mT, x) if of_w else None,
+            products(delta, w, by_row=True) if of_x else None,
+            products(delta.mT, x) if of_w else None,
             delta.sum(1) if of_b else None,
         )
 
@@ -50,7 +48,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return F.linear(x, w, b)
+        y = product(x, w.mT)
+        return y if b is None else y.add_(b)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -59,7 +58,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), (of_x, of_w, of_b) = ctx.saved_tensors, ctx.needs_input_grad
-        return delta @ w if of_x else None, delta.mT @ x if of_w else None, delta.sum(0) if of_b else None
+        return (
+            product(delta, w) if of_x else None,
+            product(delta.mT, x) if of_w else None,
+            delta.sum(0) if of_b else None,
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
@@ -68,10 +71,9 @@ class _Linear(torch.autograd.Function):
             return vmap(F.linear, in_dims=in_dims)(x, w, b), 0
         w, b = w.movedim(of_w, 0), b if b is None or of_b is None else b.movedim(of_b, 0)
         if of_x is None:
-            y = F.linear(x, w.flatten(0, 1), None if b is None else b.flatten())
-            return y.unflatten(1, w.shape[:2]).transpose(0, 1), 0
-        y = _Product.apply(x.movedim(of_x, 0), w, b)
-        return y, 0
+            y = product(x, w.flatten(0, 1).mT).unflatten(1, w.shape[:2])
+            return (y if b is None else y + b).transpose(0, 1), 0
+        return _Linears.apply(x.movedim(of_x, 0), w, b), 0
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -119,7 +121,13 @@ class _BatchNorm(torch.autograd.Function):
 _SIGNATURE = inspect.signature(F.batch_norm)
 
 
+def _linear_alone(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    return _linear(x, w, b) if by_onednn(x, w.mT) else F.linear(x, w, b)
+
+
 def _linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    if x.ndim == 1:
+        return F.linear(x, w, b)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
@@ -134,13 +142,23 @@ def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:
     return y
 
 
-class StackedLayers(TorchFunctionMode):
-    """Inside of `vmap`, as a context: layers as this module has them."""
+Functions = Mapping[Callable[..., Any], Callable[..., Any]]
+"""What is called instead, by function."""
+
+ALONE: Functions = {F.linear: _linear_alone}
+STACKED: Functions = {F.linear: _linear, F.batch_norm: _batch_norm}
+
+
+class Layers(TorchFunctionMode):
+    """As a context: layers as this module has them, those of one run (`ALONE`) or, inside of `vmap`, of all (`STACKED`).
+
+    Args:
+        own: which.
+    """
+
+    def __init__(self, own: Functions) -> None:
+        super().__init__()
+        self._own = own
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear and args[0].ndim > 1:
-            return _linear(*args, **kwargs)
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        return self._own.get(func, func)(*args, **(kwargs or {}))

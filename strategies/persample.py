@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from strategies.base import Params
+from strategies.products import product
 from strategies.stack import FinishedTasks, Networks, lift
 
 Cotangents = Callable[..., Iterable[Tensor]]
@@ -52,7 +53,7 @@ def _linear(layer: nn.Module, own: Params, a: Tensor, phi: Phi) -> Form:
     if a.ndim == 2:
         return (
             lambda delta: {"delta": phi(delta)},
-            lambda total: {"weight": total["delta"].mT @ phi(a), "bias": total["delta"].sum(0)},
+            lambda total: {"weight": product(total["delta"].mT, phi(a)), "bias": total["delta"].sum(0)},
         )
 
     def part(delta: Tensor) -> Params:  # positions of one sample add up before φ

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from strategies.base import FinishedTask, Params, masked
-from strategies.layers import StackedLayers
+from strategies.layers import ALONE, STACKED, Layers
 from strategies.trees import tree_map
 
 Places = slice | Tensor
@@ -30,7 +30,7 @@ def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...
     if runs > 1:
 
         def stacked(*args: Any) -> Any:
-            with StackedLayers():
+            with Layers(STACKED):
                 return vmap(fn, in_dims=in_dims)(*args)
 
         return stacked
@@ -38,7 +38,8 @@ def lift(fn: Callable[..., Any], runs: int, in_dims: int | tuple[int | None, ...
     def solo(*args: Any) -> Any:
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
         alone = [a if d is None else tree_map(lambda t: t.squeeze(0), a) for a, d in zip(args, dims, strict=True)]
-        return tree_map(lambda t: t.unsqueeze(0), fn(*alone))
+        with Layers(ALONE):
+            return tree_map(lambda t: t.unsqueeze(0), fn(*alone))
 
     return solo
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 from benchmark.models import Model
-from strategies.layers import StackedLayers
+from strategies.layers import STACKED, Layers
 from strategies.stack import lift
 
 RUNS, SAMPLES = 3, 5
@@ -171,6 +171,6 @@ def test_autocast_takes_the_products_in_its_precision():
 
 def test_a_weight_that_all_runs_share_is_not_copied():
     w, x = torch.randn(2, 3), torch.randn(RUNS, SAMPLES, 3)
-    with StackedLayers():
+    with Layers(STACKED):
         y = vmap(F.linear, in_dims=(0, None))(x, w)
     torch.testing.assert_close(y, F.linear(x, w))
