@@ -199,23 +199,27 @@ class Learner:
         Returns:
             The strategy's state after the last step.
         """
+        # A state that no step changes is no argument of theirs: what they take out of it is then found once.
+        changes = any(strategy.overrides(method) for method in ("after_step", "observe"))
+        moving, fixed = (state, {}) if changes else ({}, state)
 
-        def plain(ids: Tensor, keys: Tensor, draws: Tensor, state: State) -> tuple[Tensor, State]:
+        def plain(ids: Tensor, keys: Tensor, draws: Tensor, moving: State) -> tuple[Tensor, State]:
             # Evaluation after a step leaves the network in eval mode.
             self.model.train(not frozen_batchnorm)
-            return self._step(lesson, lesson.batch(ids, keys), draws, strategy, state, hparams)
+            loss, new = self._step(lesson, lesson.batch(ids, keys), draws, strategy, moving | fixed, hparams)
+            return loss, new if changes else {}
 
         step, done = replayed(plain), 0
         for epoch in range(lesson.epochs):
             total, begun = torch.zeros(self.runs, dtype=self.recipe.dtype, device=self.device), done
             for ids, keys, draws in lesson.epoch(epoch):
-                loss, state = step(ids, keys, draws, state)
+                loss, moving = step(ids, keys, draws, moving)
                 total += loss
                 done += 1
                 every_step(done)
             self._note_divergence(total)
             every_epoch(epoch + 1, lesson.epochs, float(total[~self.diverged].mean()) / (done - begun))
-        return state
+        return moving | fixed
 
     def _step(
         self, lesson: Lesson, batch: Batch, draws: Tensor, strategy: Strategy, state: State, hparams: Hparams

@@ -3,7 +3,8 @@
 To lift a loss over a stack, to differentiate it and to call modules costs the interpreter as much time as a small
 network costs arithmetic. All steps of a lesson do the same. So the first one runs plainly, the second is written down
 where PyTorch hands operations to the device, below `vmap` and automatic differentiation, and the others follow that
-list: the same operations on the same memory, so the same results to the bit.
+list: the same operations on the same memory, so the same results to the bit. Left out are views that nobody looks at
+and views that are what they are of.
 
 On a GPU the list is then captured as a CUDA graph, see `graphs`.
 
@@ -89,6 +90,9 @@ class _Recorder(TorchDispatchMode):
             func, args = ATEN.clone.default, (args[0].clone(),)
         elif func.namespace == "profiler" or (func.is_view and args[0] not in self._made):
             return result
+        elif func.is_view and isinstance(result, Tensor) and _layout(result) == _layout(args[0]):
+            self._made[result] = self._made[args[0]]
+            return result
         node = self._graph.call_function(func, *self._named((tuple(args), kwargs)))
         if isinstance(result, Tensor):
             self._made[result] = node
@@ -119,6 +123,9 @@ class _Recorder(TorchDispatchMode):
         if self._reads_values:
             return None
         self._graph.output(self._named(tuple(leaves(result))))
+        for node in reversed(self._graph.nodes):
+            if not node.users and _only_looks(node):
+                self._graph.erase_node(node)
         code = self._graph.python_code("self")
         exec(code.src, code.globals)
         forward, constants, shape = code.globals["forward"], self._constants, tree_map(lambda t: torch.empty(0), result)
@@ -134,4 +141,17 @@ def _reads_values(func: Any, args: Any) -> bool:
     """Whether Python learns something of a tensor's values from an operation, be it how many there are of a kind."""
     if func is ATEN.index.Tensor:
         return any(index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1])
-    return VALUE in func.tags or SHAPE in func.tags
+    # One that reshapes a tensor in place is kept away from too: it would reshape those that go by its name.
+    return VALUE in func.tags or SHAPE in func.tags or torch.Tag.inplace_view in func.tags
+
+
+def _layout(t: Tensor) -> tuple[Any, ...]:
+    return t.shape, t.stride(), t.storage_offset(), t.dtype
+
+
+def _only_looks(node: fx.Node) -> bool:
+    """Whether a call does nothing but return a view, or memory that nobody has written into yet."""
+    if node.op != "call_function":
+        return False
+    empty = (ATEN.empty.memory_format, ATEN.new_empty.default, operator.getitem)
+    return node.target in empty or bool(getattr(node.target, "is_view", False))

@@ -150,7 +150,7 @@ STACKED: Functions = {F.linear: _linear, F.batch_norm: _batch_norm}
 
 
 class Layers(TorchFunctionMode):
-    """As a context: layers as this module has them, those of one run (`ALONE`) or, inside of `vmap`, of all (`STACKED`).
+    """As a context: layers as this module has them, of one run (`ALONE`) or, inside of `vmap`, of all (`STACKED`).
 
     Args:
         own: which.

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from torch import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmark import graphs
 from benchmark.models import Model
@@ -196,3 +197,44 @@ def test_what_cannot_be_captured_is_replayed_and_said(monkeypatch):
     with pytest.warns(UserWarning, match="without a CUDA graph, kernel by kernel: operation not permitted") as said:
         assert [step(torch.ones(1)).item() for _ in range(5)] == [2.0] * 5
     assert len(said) == 1
+
+
+class Heard(TorchDispatchMode):
+    """Hears the operations that reach the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations.append(str(func.name()))
+        return func(*args, **(kwargs or {}))
+
+
+def test_views_that_change_nothing_or_that_nobody_looks_at_are_left_out(monkeypatch):
+    called = []
+    monkeypatch.setattr("benchmark.replay.captured", lambda play, args: called.append(play) or play)
+
+    def step(x):
+        x[0].view(-1)  # nobody looks at it
+        return x.detach().permute(0, 1).view(2, 3) + 1
+
+    call, x = replayed(step), torch.arange(6.0).view(2, 3)
+    for shift in range(4):
+        assert torch.equal(call(x + shift), x + shift + 1)
+    with Heard() as heard:
+        called[0](x)
+    assert heard.operations == ["aten::add.Tensor"]
+
+
+def test_a_step_that_reshapes_in_place_is_not_replayed():
+    def step(x):
+        y = x.detach()
+        y.unsqueeze_(0)
+        return x + 1, y * 2
+
+    call = replayed(step)
+    for shift in range(4):
+        x = torch.arange(3.0) + shift
+        plus, twice = call(x)
+        assert torch.equal(plus, x + 1) and torch.equal(twice, 2 * x[None])
