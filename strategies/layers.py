@@ -121,13 +121,15 @@ class _BatchNorm(torch.autograd.Function):
 _SIGNATURE = inspect.signature(F.batch_norm)
 
 
-def _linear_alone(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    return _linear(x, w, b) if by_onednn(x, w.mT) else F.linear(x, w, b)
+def _linear_alone(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    large = weight.ndim == 2 and by_onednn(input, weight.mT)
+    return _linear(input, weight, bias) if large else F.linear(input, weight, bias)
 
 
-def _linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    if x.ndim == 1:
-        return F.linear(x, w, b)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if input.ndim == 1 or weight.ndim == 1:
+        return F.linear(input, weight, bias)
+    x, w, b = input, weight, bias
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)

@@ -174,3 +174,12 @@ def test_a_weight_that_all_runs_share_is_not_copied():
     with Layers(STACKED):
         y = vmap(F.linear, in_dims=(0, None))(x, w)
     torch.testing.assert_close(y, F.linear(x, w))
+
+
+@pytest.mark.parametrize("runs", [1, RUNS])
+def test_a_linear_layer_may_be_called_by_keyword_and_with_one_output(runs):
+    w, x = torch.randn(runs, 3), torch.randn(runs, SAMPLES, 3)
+    expected = torch.einsum("rbi,ri->rb", x, w)
+    torch.testing.assert_close(lift(lambda w, x: F.linear(input=x, weight=w), runs)(w, x), expected)
+    found = lift(lambda w, x: F.linear(x, w[None], bias=w[:1]), runs)(w, x)
+    torch.testing.assert_close(found, (expected + w[:, :1])[..., None])
