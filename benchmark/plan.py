@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from benchmark.data import ImageSet
 from benchmark.executors import Room, workers_for
@@ -20,9 +21,7 @@ from strategies.base import Setting
 T = TypeVar("T")
 
 LARGEST_ON_CPU = 32  # larger stacks gain no speed on a CPU, and results are written a stack at a time
-# Runs that are worth a thread of their own: with fewer, threads wait for the interpreter that they share, and the cores
-# are better used within the products of one stack.
-WORTH_A_THREAD = 8
+MUCH = 2**24  # parameters times samples of a batch, from which on a step of one run keeps a core busy
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,14 @@ def make(
         return Plan((), 0, 0)
     # One run of each kind: float hyperparameters and seeds change no size.
     kinds = {(r.model, r.recipe, r.strategy.family()): r for r in runs}
-    run_bytes = max(_run_bytes(run, tasks) for run in kinds.values())
+    networks = [(r, r.model.build(tasks[0].shape, r.scenario.heads(tasks).outputs, seed=0)) for r in kinds.values()]
+    run_bytes = max(_run_bytes(run, network, tasks) for run, network in networks)
     workers, free = room or Room(workers_for(device), free_bytes(device) // workers_for(device))
     # Half of what is free: caches, the data and evaluation want the rest.
     fitting = max(int(free / 2 / run_bytes), 1)
     largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
-    worth = WORTH_A_THREAD if room is None else 1  # elsewhere each stack has a process
+    # Elsewhere each stack has a process.
+    worth = max(worth_a_thread(network, run.recipe.batch_size) for run, network in networks) if room is None else 1
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
         recipe = dataclasses.replace(run.recipe, batchnorm="update")
@@ -128,6 +129,19 @@ def make(
             groups.append(Group(tuple(seed for seed in part if seed in missing), stacks))
     alone = room is None and sum(len(group.stacks) for group in groups) == 1
     return Plan(tuple(groups), largest, run_bytes, 1 if alone else workers)
+
+
+def worth_a_thread(network: nn.Module, batch: int) -> int:
+    """How many runs are worth a thread of their own.
+
+    With fewer, threads wait for the interpreter that they share, and the cores are better used within the products of
+    one stack.
+
+    Args:
+        network: of one run.
+        batch: samples of a step.
+    """
+    return 4 if sum(p.numel() for p in network.parameters()) * batch >= MUCH else 8
 
 
 def _stack_key(run: Run) -> Hashable:
@@ -171,10 +185,9 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1, worth: int = 1) -
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _run_bytes(run: Run, tasks: Sequence[ImageSet]) -> int:
+def _run_bytes(run: Run, network: nn.Module, tasks: Sequence[ImageSet]) -> int:
     """Parameters, gradients, moments and temporaries; the strategy's state; activations of a batch."""
     shape, outputs = tasks[0].shape, run.scenario.heads(tasks).outputs
-    network = run.model.build(shape, outputs, seed=0)
     params = {k: p.detach() for k, p in network.named_parameters()}
     buffers = dict(network.named_buffers())
     state = run.strategy.init(params, Setting(len(tasks), outputs, buffers))

@@ -218,3 +218,9 @@ def test_chunks_hold_every_item_in_order_in_parts_of_nearly_equal_size(
     assert not sizes or max(sizes) - min(sizes) <= 1
     if items:
         assert len(parts) >= min(workers, len(items))  # no worker idles
+
+
+@pytest.mark.parametrize(("batch", "runs", "expected"), [(64, 8, 1), (64, 16, 2), (1000, 7, 1), (1000, 8, 2)])
+def test_fewer_runs_are_worth_a_thread_where_a_step_computes_more(batch: int, runs: int, expected: int) -> None:
+    made = plan.make([run(Naive(), seed, batch_size=batch) for seed in range(runs)], IMAGES, CPU)
+    assert (made.stacks, made.workers) == (expected, expected)

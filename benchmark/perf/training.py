@@ -26,7 +26,7 @@ from strategies.stack import lift
 from strategies.trees import tree_map
 
 CPU = torch.device("cpu")
-EPOCH, STEPS, ROUNDS = 600, 200, 5
+BATCH, EPOCH, STEPS, ROUNDS = 100, 600, 200, 5
 LOOP = "the notebook's loop"
 
 
@@ -54,7 +54,7 @@ def notebook_loop(images: ImageSet) -> Subject:
     network = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     criterion = nn.CrossEntropyLoss()
-    loader = DataLoader(OneByOne(images), batch_size=100, shuffle=True)
+    loader = DataLoader(OneByOne(images), batch_size=BATCH, shuffle=True)
 
     def steps() -> None:
         for i, (x, y) in enumerate(loader):
@@ -77,7 +77,7 @@ def plain_loop(images: ImageSet) -> Subject:
     x, y = images.train_x.float() / 255, images.train_y
 
     def steps() -> None:
-        for batch in torch.randperm(len(y))[: 100 * STEPS].split(100):
+        for batch in torch.randperm(len(y))[: BATCH * STEPS].split(BATCH):
             optimizer.zero_grad()
             criterion(network(x[batch]), y[batch]).backward()
             optimizer.step()
@@ -87,8 +87,8 @@ def plain_loop(images: ImageSet) -> Subject:
 
 def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "float32") -> Subject:
     """That many runs as the harness trains them: in stacks side by side, one thread each, where that is worth it."""
-    workers = workers_for(CPU)
-    parts = plan.chunks(range(runs), plan.LARGEST_ON_CPU, workers, plan.WORTH_A_THREAD)
+    workers, network = workers_for(CPU), models.Model("mlp-bn").build(images.shape, images.classes, seed=0)
+    parts = plan.chunks(range(runs), plan.LARGEST_ON_CPU, workers, plan.worth_a_thread(network, BATCH))
     jobs = [functools.partial(train, *stack(images, list(part), strategy, precision)) for part in parts]
     return timed(lambda: list(side_by_side(jobs, workers, threading.Event())))
 
@@ -102,7 +102,7 @@ def stack(
     steps: int = STEPS,
 ) -> tuple[Learner, Lesson, Strategy]:
     """A fresh stack before its second task: the first is plain for most strategies."""
-    recipe = Recipe(iterations=steps, precision=precision)  # type: ignore[arg-type]
+    recipe = Recipe(batch_size=BATCH, iterations=steps, precision=precision)  # type: ignore[arg-type]
     scenario, model = scenarios.resolve([images.name, images.name]), models.Model("mlp-bn")
     runs = [Run(scenario, model, recipe, strategy, strategy.name, strategy.name, seed) for seed in seeds]
     feed = Feed(Pool.of(scenario, [images, images], device), seeds, recipe.dtype)
