@@ -91,18 +91,22 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
-        (x, mean, var, w, b), (training, _, eps) = ctx.saved_tensors, ctx.how
+        (x, mean, var, w, _), (training, _, eps) = ctx.saved_tensors, ctx.how
+        of_x, _, _, of_w, of_b, *_ = ctx.needs_input_grad
         dims, column = [d for d in range(x.ndim) if d != 1], (-1,) + (1,) * (x.ndim - 2)
         if training:  # the running statistics have taken these inputs in already
             var, mean = torch.var_mean(x, dims, correction=0)
         rstd = (var + eps).rsqrt().view(column)
-        normal = (x - mean.view(column)) * rstd
-        of_x = delta * rstd if w is None else delta * (rstd * w.view(column))
-        if training:
-            of_x = of_x - of_x.mean(dims, keepdim=True) - normal * (of_x * normal).mean(dims, keepdim=True)
-        of_w = None if w is None else (delta * normal).sum(dims)
-        of_b = None if b is None else delta.sum(dims)
-        return of_x, None, None, of_w, of_b, None, None, None
+        by_x = by_w = None
+        if of_x:
+            by_x = delta * rstd if w is None else delta * (rstd * w.view(column))
+        if training or of_w:
+            normal = (x - mean.view(column)) * rstd
+            if training and by_x is not None:
+                by_x = by_x - by_x.mean(dims, keepdim=True) - normal * (by_x * normal).mean(dims, keepdim=True)
+            by_w = (delta * normal).sum(dims) if of_w else None
+        by_b = delta.sum(dims) if of_b else None
+        return by_x, None, None, by_w, by_b, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Tensor, int]:
