@@ -106,14 +106,13 @@ def make(
         return Plan((), 0, 0)
     # One run of each kind: float hyperparameters and seeds change no size.
     kinds = {(r.model, r.recipe, r.strategy.family()): r for r in runs}
-    networks = [(r, r.model.build(tasks[0].shape, r.scenario.heads(tasks).outputs, seed=0)) for r in kinds.values()]
-    run_bytes = max(_run_bytes(run, network, tasks) for run, network in networks)
+    sizes, worths = zip(*(_needs(run, tasks) for run in kinds.values()), strict=True)
+    run_bytes = max(sizes)
     workers, free = room or Room(workers_for(device), free_bytes(device) // workers_for(device))
     # Half of what is free: caches, the data and evaluation want the rest.
     fitting = max(int(free / 2 / run_bytes), 1)
     largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
-    # Elsewhere each stack has a process.
-    worth = max(worth_a_thread(network, run.recipe.batch_size) for run, network in networks) if room is None else 1
+    worth = max(worths) if room is None else 1  # elsewhere each stack has a process
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
         recipe = dataclasses.replace(run.recipe, batchnorm="update")
@@ -183,6 +182,12 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1, worth: int = 1) -
         parts = min(-(-parts // workers) * workers, len(items))
     bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
+    """Bytes of a run in a stack, and how many such runs are worth a thread."""
+    network = run.model.build(tasks[0].shape, run.scenario.heads(tasks).outputs, seed=0)
+    return _run_bytes(run, network, tasks), worth_a_thread(network, run.recipe.batch_size)
 
 
 def _run_bytes(run: Run, network: nn.Module, tasks: Sequence[ImageSet]) -> int:
