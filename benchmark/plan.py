@@ -185,14 +185,12 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1, worth: int = 1) -
 
 
 def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
-    """Bytes of a run in a stack, and how many such runs are worth a thread."""
-    network = run.model.build(tasks[0].shape, run.scenario.heads(tasks).outputs, seed=0)
-    return _run_bytes(run, network, tasks), worth_a_thread(network, run.recipe.batch_size)
+    """Bytes of a run in a stack, and how many such runs are worth a thread.
 
-
-def _run_bytes(run: Run, network: nn.Module, tasks: Sequence[ImageSet]) -> int:
-    """Parameters, gradients, moments and temporaries; the strategy's state; activations of a batch."""
+    Bytes: parameters, gradients, moments and temporaries; the strategy's state; activations of a batch.
+    """
     shape, outputs = tasks[0].shape, run.scenario.heads(tasks).outputs
+    network = run.model.build(shape, outputs, seed=0)
     params = {k: p.detach() for k, p in network.named_parameters()}
     buffers = dict(network.named_buffers())
     state = run.strategy.init(params, Setting(len(tasks), outputs, buffers))
@@ -201,7 +199,8 @@ def _run_bytes(run: Run, network: nn.Module, tasks: Sequence[ImageSet]) -> int:
     layers = sum(layer_outputs(network, x)) + x.numel()
     batch = run.recipe.batch_size + run.strategy.recalls
     values = 7 * sum(p.numel() for p in params.values()) + kept + 4 * batch * layers
-    return values * (8 if run.recipe.precision == "float64" else 4) + EVALUATED["cpu"] // 1000
+    bytes_ = values * (8 if run.recipe.precision == "float64" else 4) + EVALUATED["cpu"] // 1000
+    return bytes_, worth_a_thread(network, run.recipe.batch_size)
 
 
 def free_bytes(device: torch.device) -> int:
