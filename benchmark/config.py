@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from benchmark import models, scenarios
 from benchmark.models import Model
 from benchmark.recipe import Precision, Recipe
-from benchmark.runs import Run
+from benchmark.results import KNOWN
+from benchmark.runs import RESERVED, Run
 from benchmark.scenarios import Scenario
 from strategies import registry
 from strategies.base import Strategy
@@ -56,6 +57,10 @@ class TrainTable(BaseModel):
     optimizer_state: Literal["reset", "keep"] = "reset"
     precision: Precision = "float32"
     evaluate_every: int = Field(0, ge=0)
+
+
+TAKEN = frozenset({*TrainTable.model_fields, *RESERVED, *KNOWN, "name"})
+"""What no field of a strategy may be called, since it would be taken for something else."""
 
 
 class ExperimentTable(BaseModel):
@@ -271,10 +276,11 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
     except ValueError as error:
         errors.append(f"{path}.name: {error}")
         return []
-    clash = sorted({f.name for f in dataclasses.fields(cls)} & {*TrainTable.model_fields, "name"})
+    clash = sorted({f.name for f in dataclasses.fields(cls)} & TAKEN)
     if clash:
         errors.append(
-            f"{path}.name: {written['name']!r} has a field {clash[0]!r}, which is a key of [train]; rename it"
+            f"{path}.name: {written['name']!r} has a field {clash[0]!r}, which is a key of [train] or a column of the "
+            "results; rename it"
         )
         return []
     if {"epochs", "iterations"} <= written.keys():
@@ -346,7 +352,9 @@ def _label(name: str, strategy: Strategy, chosen: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e7 else f"{value:g}"
+    if float(value).is_integer() and abs(value) < 1e7:
+        return str(int(value))
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
 
 
 def lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseModel]) -> list[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark import own_data
+from benchmark.keys import digest
 from benchmark.sources import PARTS, SPECS, Arrays, DataError, Spec, covered, read_raw, sources, unpack, verify_arrays
 from strategies.registry import did_you_mean
 
@@ -110,7 +111,24 @@ def from_tensors(name: str, train_x: object, train_y: object, test_x: object, te
 
 
 def _own(name: str, say: Say) -> ImageSet:
-    found = own_data.read(name, say)
+    if own_data.is_file(name):
+        say(f"{name}: a file of your own, nothing to fetch")
+        return _validated(name, own_data.read_file(name), say)
+    say(f"{name}: a function of your own, nothing to fetch")
+    images, said = _returned(name, own_data.function(name))
+    for line in said:
+        say(line)
+    return images
+
+
+@functools.lru_cache(maxsize=8)
+def _returned(name: str, function: Callable[[], object]) -> tuple[ImageSet, tuple[str, ...]]:
+    """What a function makes, and what there is to say of it: called once, so that all see the same images."""
+    said: list[str] = []
+    return _validated(name, own_data.called(name, function), said.append), tuple(said)
+
+
+def _validated(name: str, found: object, say: Say) -> ImageSet:
     if isinstance(found, ImageSet):
         return ImageSet(name, **own_data.checked(name, found))
     return from_tensors(name, **own_data.parts(name, found, say))
@@ -132,16 +150,23 @@ def check_name(name: str) -> None:
 def fingerprint(name: str) -> str:
     """What tells a set of the user's own from an earlier version of it, for run keys.
 
+    A function is called for it: what it returns may come from a file, or from code that it imports.
+
     Args:
         name: as for `load`.
 
     Returns:
-        A checksum of an `.npz` file; the source of the module that an import path names; empty for published sets.
+        A checksum of an `.npz` file, or of what a function returns; empty for published sets.
 
     Raises:
-        ValueError: the file cannot be read, or the module not be imported.
+        ValueError: the file cannot be read, or the function not be imported, or what it returns is no image set.
     """
-    return own_data.fingerprint(name) if own_data.is_own(name) else ""
+    if not own_data.is_own(name):
+        return ""
+    if own_data.is_file(name):
+        return own_data.file_checksum(name)
+    images = load(name)
+    return digest([images.checksum, images.shape, images.classes, images.scale])
 
 
 def _spec(name: str) -> Spec:

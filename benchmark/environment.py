@@ -32,7 +32,21 @@ def describe(device: torch.device, tasks: Iterable[ImageSet]) -> dict[str, str]:
     found["platform"] = platform.platform()
     found["git_revision"] = _git_revision()
     found["command"] = typed()
-    return found | {f"data.{images.name}": images.checksum for images in tasks}
+    return found | _checksums(tasks)
+
+
+def _checksums(tasks: Iterable[ImageSet]) -> dict[str, str]:
+    """Of each set by its name; with numbers where tasks see it differently, turned say."""
+    seen: dict[str, list[str]] = {}
+    for images in tasks:
+        checksums = seen.setdefault(images.name, [])
+        if images.checksum not in checksums:
+            checksums.append(images.checksum)
+    return {
+        f"data.{name}" + (f".{i}" if len(checksums) > 1 else ""): checksum
+        for name, checksums in seen.items()
+        for i, checksum in enumerate(checksums, 1)
+    }
 
 
 def resolve_device(name: str) -> torch.device:

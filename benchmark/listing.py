@@ -62,8 +62,7 @@ def _scenarios() -> Table:
     made = _new("scenario", "tasks", "options, with their defaults")
     for name, sets in scenarios.SEQUENCES.items():
         made.add_row(name, ", then ".join(sets), "incremental = domain")
-    for kind, what in _KINDS.items():
-        known = scenarios.KINDS[kind]
+    for kind, (what, known) in scenarios.KINDS.items():
         options = ", ".join(f"{k} = {'a quarter turn' if v is None else v}" for k, v in known.items())
         for i, name in enumerate(n for n in scenarios.NAMES if n.startswith(f"{kind}-")):
             made.add_row(name, what if i == 0 else "", options if i == 0 else "")
@@ -73,13 +72,6 @@ def _scenarios() -> Table:
     )
     made.add_row("", "or of your own: a path of an .npz file, or package.module:function", "")
     return made
-
-
-_KINDS = {
-    "permuted": "pixels shuffled, by another order each task and seed",
-    "rotated": "images turned, further each task",
-    "split": "labels divided among the tasks",
-}
 
 
 def _models() -> Table:

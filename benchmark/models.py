@@ -49,7 +49,12 @@ class Model:
 
     def spec(self) -> dict[str, Any]:
         """What determines the network, for run keys: for a factory of the user's own also its source."""
-        return {"name": self.name, "options": dict(self.options), "code": _fingerprint(self.name)}
+        return {"name": self.name, "options": dict(self.options), "code": self.version}
+
+    @property
+    def version(self) -> str:
+        """A hash of the source of a factory of the user's own, see `imports.sources`; empty for built-in models."""
+        return _fingerprint(self.name)
 
     def build(self, shape: tuple[int, ...], outputs: int, *, seed: int) -> nn.Module:
         """A freshly initialised network, the same for every strategy and device.
@@ -170,11 +175,10 @@ def _factory(name: str) -> Factory:
 
 
 def _fingerprint(name: str) -> str:
-    """A hash of the source of the module a factory comes from; empty for built-in models and where there is none."""
+    """A hash of the source that a factory comes from; empty for built-in models and where there is none."""
     if name in MODELS:
         return ""
-    modules = sorted({name.partition(":")[0], getattr(_factory(name), "__module__", "")})
-    sources = [text for module in modules if (text := imports.source(module))]
+    sources = imports.sources(name.partition(":")[0], getattr(_factory(name), "__module__", ""))
     return digest(sources) if sources else ""
 
 

@@ -42,10 +42,11 @@ class Fields(TypedDict):
 
 def is_own(name: object) -> bool:
     """Whether a name is a path that ends in `.npz`, or reads `package.module:function`."""
-    return isinstance(name, str) and (_is_file(name) or _is_import_path(name))
+    return isinstance(name, str) and (is_file(name) or _is_import_path(name))
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether a name is a path that ends in `.npz`."""
     return name.endswith(".npz")
 
 
@@ -57,31 +58,47 @@ def _is_import_path(name: str) -> bool:
 # Reading
 
 
-def read(name: str, say: Say) -> object:
-    """What the file holds, as a dict of arrays, or what the function returns.
+def function(name: str) -> Callable[[], object]:
+    """The function that an import path names.
 
     Args:
-        name: for which `is_own` holds.
-        say: takes one line.
+        name: for which `is_own` holds, and `is_file` does not.
 
     Raises:
-        DataError: the file cannot be read, or holds pickles, which are never loaded.
-        ValueError: the function cannot be imported, or raised.
+        ValueError: it cannot be imported, or is none.
     """
-    if _is_file(name):
-        say(f"{name}: a file of your own, nothing to fetch")
-        return _read_file(Path(name).expanduser())
-    function = imports.attribute(name, "image set")
-    if not callable(function):
-        raise ValueError(f"image set {name!r}: expected a function without arguments, got {function!r}")
-    say(f"{name}: a function of your own, nothing to fetch")
+    found: Callable[[], object] = imports.attribute(name, "image set")
+    if not callable(found):
+        raise ValueError(f"image set {name!r}: expected a function without arguments, got {found!r}")
+    return found
+
+
+def called(name: str, function: Callable[[], object]) -> object:
+    """What a function of the user's own returns.
+
+    Args:
+        name: of the set, for messages.
+        function: without arguments.
+
+    Raises:
+        ValueError: it raised.
+    """
     try:
         return function()
     except Exception as error:  # whatever the user's own function raises
         raise ValueError(f"image set {name!r}: the function raised {type(error).__name__}: {error}") from error
 
 
-def _read_file(path: Path) -> dict[str, Array]:
+def read_file(name: str) -> dict[str, Array]:
+    """The arrays in a file.
+
+    Args:
+        name: its path.
+
+    Raises:
+        DataError: it cannot be read, or holds pickles, which are never loaded.
+    """
+    path = Path(name).expanduser()
     if not path.is_file():
         raise DataError(f"{path}: no such file (relative paths start at {Path.cwd()})")
     if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and advise to allow that
@@ -101,24 +118,21 @@ def _read_file(path: Path) -> dict[str, Array]:
         raise DataError(f"{path}: {part} {reason}" if part else f"{path}: {reason}") from error
 
 
-def fingerprint(name: str) -> str:
-    """What `data.fingerprint` describes.
+def file_checksum(name: str) -> str:
+    """Of a file's bytes, which are read again only where it has changed.
 
     Args:
-        name: for which `is_own` holds.
+        name: its path.
 
     Raises:
-        ValueError: the file cannot be read, or the module not be imported.
+        ValueError: it cannot be read.
     """
-    if _is_file(name):
-        path = Path(name).expanduser().absolute()
-        try:
-            status = path.stat()
-            return _file_checksum(path, status.st_mtime_ns, status.st_size)
-        except OSError as error:
-            raise ValueError(f"image set {name!r} cannot be read: {error.strerror or error}") from None
-    function = imports.attribute(name, "image set")
-    return imports.source(getattr(function, "__module__", None) or name.partition(":")[0])
+    path = Path(name).expanduser().absolute()
+    try:
+        status = path.stat()
+        return _file_checksum(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise ValueError(f"image set {name!r} cannot be read: {error.strerror or error}") from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -135,7 +149,8 @@ def parts(name: str, found: object, say: Say) -> dict[str, object]:
 
     A pair of data sets may be of torchvision's kind, whose `data` and `targets` are taken as they are, or anything with
     a length and items (image, label). Items are read once, in order: where a data set transforms its images, each
-    image is transformed once, before training, and so a random augmentation is drawn once and then stays.
+    image is transformed once, before training, and so a random augmentation is drawn once and then stays. Give it a
+    fixed seed: another command that draws others sees other data, and trains its runs anew.
 
     Args:
         name: of the set, for messages.
@@ -167,7 +182,7 @@ def _pair(where: str, dataset: Any, say: Say) -> tuple[object, object]:
     images: Any = getattr(dataset, "data", None)
     labels: Any = getattr(dataset, "targets", None)
     held = isinstance(images, Tensor | np.ndarray) and isinstance(labels, Tensor | np.ndarray | list | tuple)
-    if held and np.ndim(labels) == 1 and _as_stored(where, dataset, images):
+    if held and np.ndim(labels) == 1 and _as_stored(where, dataset, images, labels):
         return images, labels
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ValueError(f"{where}: expected a data set with a length and items (image, label), got {type(dataset)}")
@@ -175,13 +190,19 @@ def _pair(where: str, dataset: Any, say: Say) -> tuple[object, object]:
     return _items(where, dataset)
 
 
-def _as_stored(where: str, dataset: Any, images: Any) -> bool:
+def _as_stored(where: str, dataset: Any, images: Any, labels: Any) -> bool:
     """Whether items are what is stored: no transform, neither torchvision's nor one of the data set's own."""
     if any(getattr(dataset, name, None) is not None for name in ("transform", "target_transform", "transforms")):
         return False
     if not hasattr(dataset, "__getitem__") or not len(images):
         return True
-    return np.array_equal(_item(where, dataset, 0)[0], _array(where, images[0]))
+    stored = _array(where, images), _array(where, labels)
+    # The first, the middle and the last: a transform of the data set's own may spare a single one.
+    for i in sorted({0, len(images) // 2, len(images) - 1}):
+        image, label = _item(where, dataset, i)
+        if i >= len(stored[1]) or not (np.array_equal(image, stored[0][i]) and label == stored[1][i]):
+            return False
+    return True
 
 
 def _item(where: str, dataset: Any, i: int) -> tuple[Array, object]:

@@ -19,6 +19,11 @@ from benchmark.scenarios import Scenario
 from strategies import registry
 from strategies.base import Strategy
 
+RESERVED = frozenset(
+    {"scenario", "incremental", "tasks", "images", "permuted", "angles", "class_order", "data_version"}
+    | {"model", "model_version", "strategy_name", "strategy_version", "protocol", "phase"}
+)
+"""Columns of results and params of runs that say what a run is, beside its recipe and its strategy's fields."""
 NUMERICS = 5  # raised when a change of the code changes results, so that old results are not taken for new ones
 
 
@@ -88,12 +93,23 @@ class Run:
         an_epoch, steps = self.steps(task, tasks)
         return -(-steps // an_epoch)
 
+    @property
+    def _strategy_version(self) -> str:
+        """Of a strategy of the user's own; empty for built-in ones."""
+        code = registry.fingerprint(type(self.strategy))
+        return digest(code) if code else ""
+
     def fields(self) -> dict[str, Any]:
-        """Every hyperparameter and recipe field, flat, as tables and trackers show them."""
+        """Every hyperparameter and recipe field, flat, as tables and trackers show them.
+
+        What is the user's own has a version, which changes with its code or content; what is built in has none.
+        """
         return {
             **self.scenario.fields(),
             "model": self.model.label,
+            "model_version": self.model.version or None,
             "strategy_name": self.strategy_name,
+            "strategy_version": self._strategy_version or None,
             **self.strategy.options(),
             **dataclasses.asdict(self.recipe),
         }

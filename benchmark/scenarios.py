@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +16,28 @@ from torch import Tensor
 
 from benchmark import data
 from benchmark.data import ImageSet
-from benchmark.keys import generator
+from benchmark.keys import digest, generator
 from strategies.registry import did_you_mean
 
 Incremental = Literal["task", "domain", "class"]
 
 SEQUENCES: dict[str, tuple[str, ...]] = {"mnist-fashion": ("mnist", "fashion-mnist")}
-KINDS: dict[str, dict[str, Any]] = {
-    "permuted": {"incremental": "domain", "tasks": 5, "first": "plain"},
-    "rotated": {"incremental": "domain", "tasks": 5, "angles": None},
-    "split": {"incremental": "class", "tasks": 5, "class_order": "fixed"},
+
+
+class Kind(NamedTuple):
+    """What `<kind>-<image set>` stands for: in words, and its options with their defaults."""
+
+    what: str
+    options: dict[str, Any]
+
+
+KINDS: dict[str, Kind] = {
+    "permuted": Kind(
+        "pixels shuffled, by another order each task and seed", {"incremental": "domain", "tasks": 5, "first": "plain"}
+    ),
+    "rotated": Kind("images turned, further each task", {"incremental": "domain", "tasks": 5, "angles": None}),
+    "split": Kind("labels divided among the tasks", {"incremental": "class", "tasks": 5, "class_order": "fixed"}),
 }
-"""What `<kind>-<image set>` stands for: the options of each kind with their defaults."""
 NAMES = (
     *SEQUENCES,
     *(f"permuted-{images}" for images in ("mnist", "digits")),
@@ -162,16 +173,23 @@ class Scenario:
             "scenario": self.name,
             "incremental": self.incremental,
             "tasks": self.tasks,
-            "images": ", ".join(dict.fromkeys(self.sets)),
+            "images": ", ".join(self.sets if len(self._versions) > 1 else self.sets[:1]),
             "permuted": self.permuted if self.permuted != "no" else None,
+            "angles": ", ".join(f"{angle:g}" for angle in self.angles) or None,
             "class_order": self.class_order if self.split else None,
+            "data_version": digest(own) if (own := {k: v for k, v in self._versions.items() if v}) else None,
         }
 
     def spec(self) -> dict[str, Any]:
         """What determines the tasks, for run keys."""
         spec = dataclasses.asdict(self)
         del spec["name"]
-        return spec | {"data": {name: data.fingerprint(name) for name in dict.fromkeys(self.sets)}}
+        return spec | {"data": self._versions}
+
+    @functools.cached_property
+    def _versions(self) -> dict[str, str]:
+        """`data.fingerprint` of each set; it travels along, so that another machine need not have the data."""
+        return {name: data.fingerprint(name) for name in dict.fromkeys(self.sets)}
 
     def heads(self, images: Sequence[ImageSet]) -> Heads:
         """Outputs of each task.
@@ -295,11 +313,15 @@ def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
     name = table.pop("name", None)
     if not isinstance(name, str | type(None)):
         raise ValueError(f"name: expected the name of a scenario, got {name!r}")
-    if "sets" in table and name not in KINDS:
+    kind, _, images = (name or "").partition("-")
+    if "sets" in table:
+        if kind in KINDS:
+            raise ValueError(
+                f"sets: {name!r} is {KINDS[kind].what}, of one image set (set = ...); a sequence needs another name"
+            )
         return _sequence(name or "", table.pop("sets"), table)
     if name in SEQUENCES:
         return _sequence(name, list(SEQUENCES[name]), table)
-    kind, _, images = (name or "").partition("-")
     if kind in KINDS and not images and "set" in table:
         images = table.pop("set")
         if not isinstance(images, str):
@@ -335,7 +357,7 @@ def _sequence(name: str, sets: object, options: dict[str, Any]) -> Scenario:
 
 def _of_kind(kind: str, name: str, images: str, options: dict[str, Any]) -> Scenario:
     data.check_name(images)
-    known = KINDS[kind] | ({"tasks": 10} if images == "cifar100" and kind == "split" else {})
+    known = KINDS[kind].options | ({"tasks": 10} if images == "cifar100" and kind == "split" else {})
     if isinstance(options.get("angles"), list):
         options.setdefault("tasks", len(options["angles"]))
     chosen = _chosen(name, options, known)
@@ -348,6 +370,7 @@ def _of_kind(kind: str, name: str, images: str, options: dict[str, Any]) -> Scen
         if len(angles) != tasks:
             raise ValueError(f"angles: expected one a task, {tasks}, got {len(angles)}")
         return Scenario(name, sets, chosen["incremental"], angles=tuple(map(float, angles)))
+    assert kind == "split", f"a kind without a branch here: {kind}"
     return Scenario(name, sets, chosen["incremental"], split=True, class_order=chosen["class_order"])
 
 

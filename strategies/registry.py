@@ -86,9 +86,9 @@ def about(name: str) -> dict[str, str]:
 def fingerprint(cls: type[Strategy]) -> str:
     """The source of a strategy of the user's own, by which its results are told from those of an earlier version.
 
-    Empty for built-in strategies: `benchmark.runs.NUMERICS` speaks for them.
+    See `imports.sources`. Empty for built-in strategies: `benchmark.runs.NUMERICS` speaks for them.
     """
-    return "" if cls in BUILT_IN.values() else imports.source(cls.__module__)
+    return "" if cls in BUILT_IN.values() else "\n".join(imports.sources(cls.__module__))
 
 
 def _checked(name: str, cls: object) -> type[Strategy]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from benchmark import config
 from benchmark.config import ConfigError
 from benchmark.models import Model
-from strategies import EWC, L2, Naive
+from strategies import EWC, L2, Naive, option
 
 BASE: dict[str, Any] = {
     "name": "trial",
@@ -142,6 +143,23 @@ def test_a_strategy_of_the_users_own_is_named_by_module_and_class() -> None:
     (entry,) = config.parse(changed(strategy=[{"name": "strategies.l2:L2", "lam": 3}])).entries
     assert entry.strategy == L2(lam=3)
     assert entry.label == "strategies.l2:L2[lam=3]"
+
+
+@dataclass(frozen=True)
+class Clashing(L2):
+    seed: int = option(7, doc="of a random projection")
+
+
+def test_no_field_of_a_strategy_is_taken_for_a_column_of_the_results() -> None:
+    (line,) = errors(changed(strategy=[{"name": f"{__name__}:Clashing"}]))
+    assert "has a field 'seed', which is a key of [train] or a column of the results; rename it" in line
+    for run in config.load("mnist-fashion").runs():
+        assert run.fields().keys() - run.strategy.options().keys() <= config.TAKEN
+
+
+def test_values_that_differ_late_have_labels_that_differ() -> None:
+    entries = config.parse(changed(strategy=[{"name": "l2", "lam": [1234.5678, 1234.5679, 1e6, 0.1]}])).entries
+    assert [e.label for e in entries] == ["l2[lam=1234.5678]", "l2[lam=1234.5679]", "l2[lam=1000000]", "l2[lam=0.1]"]
 
 
 @pytest.mark.parametrize("name", list(config.presets()))

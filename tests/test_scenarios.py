@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmark import data, scenarios
+from benchmark import data, environment, scenarios
 from benchmark.data import ImageSet
 from benchmark.scenarios import Heads, Scenario, View
 
@@ -90,6 +91,22 @@ def test_the_name_is_for_people_and_does_not_determine_the_tasks() -> None:
     assert scenarios.resolve(["mnist", "fashion-mnist"]).spec() == scenarios.resolve("mnist-fashion").spec()
 
 
+def test_fields_tell_apart_what_the_key_of_a_run_does(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", train_x=np.zeros((2, 4)), train_y=[0, 1], test_x=np.zeros((2, 4)), test_y=[0, 1])
+    specs: list[Any] = [
+        ["mnist", "kmnist", "mnist"],
+        ["mnist", "kmnist", "kmnist"],
+        {"name": "rotated-mnist", "angles": [0, 30]},
+        {"name": "rotated-mnist", "angles": [0, 90]},
+        [str(tmp_path / "mine.npz")] * 2,
+    ]
+    found = [scenarios.resolve(spec).fields() | {"scenario": "one name"} for spec in specs]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert [fields["angles"] for fields in found] == [None, None, "0, 30", "0, 90", None]
+    assert [bool(fields["data_version"]) for fields in found] == [False] * 4 + [True]
+    assert [fields["images"] for fields in found[:3]] == ["mnist, kmnist, mnist", "mnist, kmnist, kmnist", "mnist"]
+
+
 @pytest.mark.parametrize("name", scenarios.NAMES)
 def test_every_listed_name_resolves(name: str) -> None:
     assert scenarios.resolve(name).name == name
@@ -108,6 +125,14 @@ def test_every_listed_name_resolves(name: str) -> None:
             r"unknown scenario 'split-my-very-own-pictures'; split- takes an image set: mnist, .*digits \(forgetbench",
         ),
         ("turned-mnist", "unknown scenario 'turned-mnist'; did you mean"),
+        (
+            {"name": "permuted-mnist", "sets": ["mnist", "mnist"]},
+            r"'permuted-mnist' is pixels shuffled, .* of one image set \(set",
+        ),
+        (
+            {"name": "split", "sets": ["mnist"]},
+            r"sets: 'split' is labels divided among the tasks, of one image set \(set",
+        ),
         ("xyz", r"unknown scenario 'xyz' \(forgetbench list scenarios\)"),
         (["mnist", "fashion"], "unknown image set 'fashion'; did you mean 'fashion-mnist'"),
         ([], "at least one image set"),
@@ -698,3 +723,12 @@ def test_a_split_of_a_set_without_images_of_a_label_is_refused_by_that_label(par
     kind = {"train": "training", "test": "test"}[part]
     with pytest.raises(ValueError, match=f"mine has no {kind} images of label 2"):
         scenarios.load(scenarios.resolve({"name": "split-digits", "tasks": 2}))
+
+
+def test_the_environment_has_a_checksum_of_every_set_as_its_tasks_see_it() -> None:
+    turned = scenarios.resolve({"name": "rotated-digits", "angles": [0, 30]})
+    found = environment.describe(torch.device("cpu"), [*scenarios.load(turned), *scenarios.load(turned)])
+    plain = data.load("digits").checksum
+    assert found["data.digits.1"] == plain != found["data.digits.2"]
+    alike = environment.describe(torch.device("cpu"), scenarios.load(scenarios.resolve("permuted-digits")))
+    assert {k: v for k, v in alike.items() if k.startswith("data.")} == {"data.digits": plain}
