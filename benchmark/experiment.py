@@ -17,7 +17,7 @@ from benchmark import environment, harness, models, plan, scenarios, schedule
 from benchmark.config import Experiment
 from benchmark.data import ImageSet
 from benchmark.executors import Executor
-from benchmark.results import STUDY, Record, Store, text_fields
+from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker, start_times
@@ -119,6 +119,7 @@ def run(
     times = start_times(((r.key, r.seed) for r in wanted), started)
     delivery = _Delivery(tracker, presentation, times, say)
     with Store(out / experiment.name) as store:
+        store.require(study=False)
         todo = [r for r in wanted if not store.settled(r)]
         tasks = scenarios.load(experiment.scenario, data_dir, say)
         if len(todo) < len(wanted):
@@ -156,10 +157,10 @@ def sync(folder: Path, tracker: Callable[[], Tracker], presentation: Presentatio
         TrackingError: the server stopped answering.
     """
     with Store(folder) as store:
+        if store.of_study:
+            return None
         # What the last command that trained here said, so that the runs share its overview; unless others are here too.
         settings, _ = store.description()
-        if STUDY in settings:
-            return None
         records, started = _told_apart(store.in_order()), time.time()
         if not records:
             return 0, 0
@@ -185,7 +186,8 @@ def _told_apart(records: list[Record]) -> list[Record]:
         names = sorted(k for k, values in alike[r.strategy].items() if len(values) > 1)
         extra = ",".join(f"{k}={r.fields.get(k, '')}" for k in names)
         told.append(dataclasses.replace(r, strategy=f"{r.strategy} ({extra})" if extra else r.strategy))
-    return told
+    # What is still alike was trained again by newer code of ours.
+    return list({(r.strategy, r.seed): r for r in told}.values())
 
 
 def _labels(records: list[Record]) -> list[str]:

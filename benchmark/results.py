@@ -185,6 +185,27 @@ class Store:
         except (OSError, ValueError, LookupError, TypeError):
             return ""
 
+    @property
+    def of_study(self) -> bool:
+        """Whether runs of a study are here: trials, and tests of what it chose."""
+        return STUDY in self.description()[0] or any(r.fields.get("protocol") for r in self.records.values())
+
+    def require(self, *, study: bool) -> None:
+        """Keep runs of a study and of an experiment apart: a trial's accuracies are of validation images.
+
+        Args:
+            study: whether it is a study's runs that are about to be added.
+
+        Raises:
+            ResultsError: the folder holds runs of the other kind.
+        """
+        if self.records and self.of_study != study:
+            held, other = ("an experiment", "a study") if study else ("a study", "an experiment")
+            raise ResultsError(
+                f"{self.folder} holds the results of {held} of that name, and {other} must not mix with them; give it "
+                "another name (name=...) or choose another --out"
+            )
+
     def settled(self, run: Run) -> bool:
         """Whether a run has a result; one that failed is tried again."""
         return run.key in self.records and self.records[run.key].status != "failed"

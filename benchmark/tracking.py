@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,14 @@ class Trial:
     runs: list[Record]
 
 
+class _Tracked(NamedTuple):
+    """A run that is there: its id, the overview it is tied to, and its name."""
+
+    run_id: str
+    overview: str
+    name: str
+
+
 class Tracker:
     """An MLflow experiment.
 
@@ -105,8 +113,8 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         self.uri = uri
-        # Kind of run -> key -> run id and the overview it is tied to. This process alone writes: asking once is enough.
-        self._there: dict[str, dict[str, tuple[str, str]]] = {}
+        # Kind of run -> key -> what is there. This process alone writes: asking once is enough.
+        self._there: dict[str, dict[str, _Tracked]] = {}
         # Run key -> run id of those of them that failed, which may have been tried again; empty for somebody else's.
         self._failed: dict[str, str] = {}
         # Of runs delivered from here, half or whole: several folders, and people, may share a server.
@@ -164,7 +172,7 @@ class Tracker:
             for r in new:
                 started_ms = int(start_times[r.run_key] * 1000)
                 run_id = self._log(r, started_ms, (colours or {}).get(r.strategy, ""))
-                self._there["run"][r.run_key] = run_id, self._overview
+                self._there["run"][r.run_key] = _Tracked(run_id, self._overview, _name(r))
                 if superseded := self._failed.pop(r.run_key, ""):  # not before the new one is whole
                     self._client.delete_run(superseded)
                 if r.status == "failed":
@@ -294,17 +302,23 @@ class Tracker:
                 self._client.set_experiment_tag(self.experiment_id, view.tag, view.value)
 
     def _tie(self, kind: str, keys: list[str], alone: bool = False) -> None:
-        """Tie runs to the overview that are tied to one of older settings, and untie others from it if asked to."""
+        """Tie runs to the overview that are tied to one of older settings, and untie what they supersede.
+
+        Args:
+            kind: of runs.
+            keys: of these runs.
+            alone: they supersede all others; else those of the same strategy and seed, whose code was another.
+        """
         if not self._overview:
             return
         there = self._there[kind]
-        others = {key for key, (_, overview) in there.items() if overview == self._overview} - {*keys}
-        wanted = dict.fromkeys(keys, self._overview) | (dict.fromkeys(others, "") if alone else {})
-        for key, wanted_overview in wanted.items():
-            run_id, overview = there[key]
-            if overview != wanted_overview:
-                self._client.set_tag(run_id, OVERVIEW, wanted_overview)
-                there[key] = run_id, wanted_overview
+        names = {there[key].name for key in keys} if kind == "run" else set()
+        others = {key: run for key, run in there.items() if run.overview == self._overview and key not in {*keys}}
+        superseded = {key for key, run in others.items() if alone or run.name in names}
+        for key, overview in (dict.fromkeys(keys, self._overview) | dict.fromkeys(superseded, "")).items():
+            if there[key].overview != overview:
+                self._client.set_tag(there[key].run_id, OVERVIEW, overview)
+                there[key] = there[key]._replace(overview=overview)
 
     def _overviews(self) -> dict[str, str]:
         """Overview runs of these settings and their owners, oldest first: drivers that begin at once make several."""
@@ -329,14 +343,12 @@ class Tracker:
                     self._client.delete_run(run_id)
         self._there["trial"] = self._delivered("trial", keys, owners)
 
-    def _known(self, kind: str) -> dict[str, tuple[str, str]]:
+    def _known(self, kind: str) -> dict[str, _Tracked]:
         if kind not in self._there:
             self._there[kind] = self._delivered(kind)
         return self._there[kind]
 
-    def _delivered(
-        self, kind: str, gathered: Container[str] = (), owners: Container[str] = ()
-    ) -> dict[str, tuple[str, str]]:
+    def _delivered(self, kind: str, gathered: Container[str] = (), owners: Container[str] = ()) -> dict[str, _Tracked]:
         """The runs that are there whole, by key; those that this folder's commands left unfinished are deleted.
 
         Args:
@@ -344,7 +356,7 @@ class Tracker:
             gathered: keys of those that none of the owners is about to deliver: unfinished or twice, they are deleted.
             owners: of runs that may be.
         """
-        found: dict[str, tuple[str, str]] = {}
+        found: dict[str, _Tracked] = {}
         unfinished, whole = [], []
         for run in search(self._client, [self.experiment_id], f"tags.`{KIND}` = '{kind}'"):
             tags = run.data.tags
@@ -357,13 +369,13 @@ class Tracker:
             if key in gathered and run.data.tags.get(OWNER) not in owners:
                 continue  # of a study that is not this one
             if key in found and key in gathered:  # one that did not fail replaces one that did, as below
-                unfinished.append(found[key][0])
+                unfinished.append(found[key].run_id)
             # A command killed between logging a run that was tried again and deleting the one that failed left both.
             if superseded := self._failed.pop(key, ""):
                 unfinished.append(superseded)
             if kind == "run" and _failed(run):
                 self._failed[key] = run.info.run_id if mine else ""
-            found[key] = run.info.run_id, run.data.tags.get(OVERVIEW, "")
+            found[key] = _Tracked(run.info.run_id, run.data.tags.get(OVERVIEW, ""), run.info.run_name or "")
         for run_id in unfinished:  # not before: pages are counted, and would leave out as many as were deleted
             self._delete(run_id)
         return found
@@ -388,7 +400,7 @@ class Tracker:
         self._batch(run_id, metrics, trial.params, {})
         # Last, so that a trial that has ended has all of its runs.
         self._client.set_terminated(run_id, STATUSES.get(trial.status, "FAILED"), _end_ms(trial.ended, started_ms))
-        self._there["trial"][trial.key] = run_id, self._overview
+        self._there["trial"][trial.key] = _Tracked(run_id, self._overview, trial.name)
         return nested
 
     def _create(self, kind: str, name: str, started_ms: int, tags: dict[str, str]) -> str:
@@ -404,7 +416,7 @@ class Tracker:
         about = registry.about(r.fields.get("strategy_name", ""))
         tags = {KEY: r.run_key, STATUS: r.status, REASON: r.reason, PARENT: parent, COLOUR: colour}
         tags |= {WHAT: about.get("what", ""), LAM: about.get("lam", "")}
-        run_id = self._create("seed" if parent else "run", f"{r.strategy} seed {r.seed}", started_ms, tags)
+        run_id = self._create("seed" if parent else "run", _name(r), started_ms, tags)
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in r.values.items() if np.isfinite(v)]
         metrics.append(Metric("train_seconds", float(r.facts["train_seconds"]), now, 0))
@@ -436,6 +448,10 @@ class Tracker:
         )
         for start in range(room, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _name(r: Record) -> str:
+    return f"{r.strategy} seed {r.seed}"
 
 
 def _end_ms(ended: float, started_ms: int) -> int:

@@ -449,3 +449,14 @@ def test_frames_are_tidy(tmp_path: Path) -> None:
     first = accuracy[(accuracy["strategy"] == "naive") & (accuracy["seed"] == 0)]
     assert list(zip(first["after_task"], first["task"], strict=True)) == list(cells)
     np.testing.assert_array_equal(first["accuracy"].to_numpy().reshape(3, 2), found[0].accuracy)
+
+
+@pytest.mark.parametrize("study", [True, False])
+def test_runs_of_a_study_and_of_an_experiment_do_not_mix(tmp_path: Path, study: bool) -> None:
+    with Store(tmp_path, {"protocol": "validation"} if study else {}) as store:
+        store.require(study=True)
+        store.require(study=False)
+        store.add([result(made().runs()[0])])
+        store.require(study=study)
+        with pytest.raises(ResultsError, match=f"holds the results of {'a study' if study else 'an experiment'}"):
+            store.require(study=not study)

@@ -417,6 +417,27 @@ def test_sync_does_not_average_runs_of_two_settings_that_share_a_label(place: Pl
     assert not runs.duplicated(["strategy", "seed"]).any()  # as many runs as seeds
 
 
+def test_sync_delivers_what_newer_code_trained_again_once_and_the_newer(place: Place) -> None:
+    fill(place.folder, record("old"), record("new"), record("b", seed=1))
+    presented = Presented()
+    assert experiment.sync(place.folder, place.tracker, presented) == (2, 2)
+    assert {run.data.tags["forgetbench.run_key"] for run in place.runs()} == {"new", "b"}
+
+
+def test_what_other_code_trained_leaves_the_overview_of_what_is_current(place: Place) -> None:
+    """A strategy of the user's own changes and changes back: its label and settings stay the same."""
+    tracker = place.tracker()
+    tracker.open({"epochs": "2"}, 0.0)
+    one, two, naive = record("v1"), record("v2"), record("n", strategy="naive")
+    for current in (one, two, one):
+        tracker.deliver([naive, current], times(naive, one, two))
+        tied = [
+            run.data.tags["forgetbench.run_key"] for run in place.runs() if run.data.tags.get("forgetbench.overview")
+        ]
+        assert sorted(tied) == sorted([naive.run_key, current.run_key])
+    assert len(place.runs()) == 3
+
+
 def test_sync_leaves_studies_to_their_command_and_has_nothing_of_an_empty_folder(place: Place) -> None:
     fill(place.folder)
     assert experiment.sync(place.folder, place.tracker, Presented()) == (0, 0)
