@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark import importances
+from benchmark.blame import blamed
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.learner import DENSE, Learner
 from benchmark.runs import Evaluation, Result, Run
 from benchmark.scenarios import Scenario
-from strategies import registry
 from strategies.base import Hparams, Params, Setting, State, check_state
 from strategies.naive import Naive
 from strategies.stack import lift
@@ -250,7 +248,8 @@ def _through_tasks(branch: _Branch, site: Site, users: Mapping[str, int]) -> Non
 
     params = {k: p.detach() for k, p in learner.params.items()}
     # Copies: a strategy may keep what it was handed, and training writes into the parameters.
-    state: State = tree_map(torch.clone, lift(init, learner.runs)(params, learner.buffers))
+    with blamed(branch.runs[0]):
+        state: State = tree_map(torch.clone, lift(init, learner.runs)(params, learner.buffers))
     trained = len(branch.rows) - 1
     if trained and trained < tasks:
         state = _consolidate(branch, trained, site, state, hparams)
@@ -296,30 +295,6 @@ def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Mappi
     return new
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is the device's memory, or the machine's, that ran out; PyTorch says the latter in words alone."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"can't allocate memory|not enough memory", str(error)))
-
-
-@contextmanager
-def _blamed(run: Run) -> Generator[None, None, None]:
-    """Around calls of a strategy of the user's own: what it raises is its error, not ours, and says so.
-
-    Raises:
-        ValueError: whatever it raised, with its name; the traceback has the rest.
-        Exception: what built-in strategies raise, what says enough already, and what no strategy is to blame for.
-    """
-    try:
-        yield
-    except Exception as error:
-        blameless = isinstance(error, Cancelled | ValueError) or out_of_memory(error)
-        if blameless or not registry.fingerprint(type(run.strategy)):
-            raise
-        raise ValueError(f"strategy {run.strategy_name!r}: {type(error).__name__}: {error}") from error
-
-
 def _check_state(branch: _Branch, before: State, after: State) -> None:
     """Methods of a strategy must keep the structure of its state; what one run has of it is shown where not."""
     if before is not after:
@@ -346,7 +321,7 @@ def _train(branch: _Branch, task: int, site: Site, state: State, hparams: Hparam
     elif task > 1 and recipe.optimizer_state == "reset":
         branch.learner.reset_optimizer()
     lesson = Lesson(branch.feed, task, runs[0])
-    with _blamed(runs[0]):
+    with blamed(runs[0]):
         state = branch.learner.train(
             lesson,
             strategy,
@@ -395,8 +370,8 @@ def _consolidate(branch: _Branch, task: int, site: Site, state: State, hparams: 
         site.listener.consolidating(task, done, len(branch.runs))
 
     params = {k: p.detach() for k, p in learner.params.items()}
-    with _blamed(branch.runs[0]):
-        measured = importances.measure(branch.runs, learner, branch.feed, task, hear)
+    measured = importances.measure(branch.runs, learner, branch.feed, task, hear)
+    with blamed(branch.runs[0]):
         new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
     _check_state(branch, state, new)
     # Contiguous, as the parameters are that they meet in every step.

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from benchmark.blame import blamed
 from benchmark.feed import Feed
 from benchmark.keys import generator
-from benchmark.learner import Learner
+from benchmark.learner import Learner, check_like
 from benchmark.runs import Run
 from strategies.base import Params, Strategy
 from strategies.fisher import LEAST
@@ -31,13 +32,20 @@ def measure(
     if not any(runs[0].strategy.overrides(method) for method in ("measure", "measure_stack")):
         return {}
     diverged, result, done = learner.diverged.tolist(), Params(), 0
-    for strategy, alike in _kinds(runs, task):
+    kinds = _kinds(runs, task)
+    for strategy, alike in kinds:
         at_once = max(learner.evaluated_at_once // LEAST, 1) if strategy.measures_stacks() else 1
         for start in range(0, len(alike), at_once):
             some = alike[start : start + at_once]
             if not all(diverged[rows[0]] for rows in some):
                 hear(done)
-                found = _measured(strategy, runs, learner, feed, task, [rows[0] for rows in some])
+                first = runs[some[0][0]]
+                with blamed(first):
+                    found = _measured(strategy, runs, learner, feed, task, [rows[0] for rows in some])
+                if len(kinds) > 1:
+                    # Strategies that share a stack are quadratic penalties: a weight a parameter, or else what one of
+                    # them measures would be filled up from another's.
+                    check_like(first.strategy_name, "measure", learner.params, found)
                 result = result or {k: v.new_zeros(len(runs), *v.shape[1:]) for k, v in found.items()}
                 for k, v in found.items():
                     for rows, own in zip(some, v, strict=True):

@@ -43,12 +43,12 @@ def _check_loss(strategy: Strategy, loss: object) -> None:
         raise ValueError(f"strategy {strategy.name!r}, loss: expected a Loss with a value of shape (), got {came}")
 
 
-def _check_like(strategy: Strategy, method: str, expected: Params, got: Params) -> None:
+def check_like(name: str, method: str, expected: Params, got: Params) -> None:
     """Refuse what has not one tensor a parameter, of its shape; arguments are stacked.
 
     Args:
-        strategy: whose method it was.
-        method: its name.
+        name: of the strategy.
+        method: of it.
         expected: parameters.
         got: what it returned.
 
@@ -58,7 +58,7 @@ def _check_like(strategy: Strategy, method: str, expected: Params, got: Params) 
     for k in [*expected, *(got.keys() - expected.keys())]:
         before, after = (tuple(t[k].shape[1:]) if k in t else "nothing" for t in (expected, got))
         if before != after:
-            raise ValueError(f"strategy {strategy.name!r}, {method}: {k!r}: expected shape {before}, got {after}")
+            raise ValueError(f"strategy {name!r}, {method}: {k!r}: expected shape {before}, got {after}")
 
 
 class Learner:
@@ -231,7 +231,7 @@ class Learner:
         total = gradient
         if strategy.overrides("penalty"):
             extra = lift(strategy.penalty_gradient, self.runs)(state, params, hparams)
-            _check_like(strategy, "penalty_gradient", params, extra)
+            check_like(strategy.name, "penalty_gradient", params, extra)
             total = {k: extra[k].add_(g) for k, g in gradient.items()}
         for k, g in total.items():
             self.flat[k].grad = g.reshape(-1)

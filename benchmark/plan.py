@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from benchmark.blame import blamed
 from benchmark.data import ImageSet
 from benchmark.executors import Room, workers_for
 from benchmark.learner import EVALUATED, layer_outputs
@@ -193,7 +194,8 @@ def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
     network = run.model.build(shape, outputs, seed=0)
     params = {k: p.detach() for k, p in network.named_parameters()}
     buffers = dict(network.named_buffers())
-    state = run.strategy.init(params, Setting(len(tasks), outputs, buffers))
+    with blamed(run):
+        state = run.strategy.init(params, Setting(len(tasks), outputs, buffers))
     kept = sum(v.numel() for part in state.values() for v in part.values())
     x = torch.zeros(1, *shape)
     layers = sum(layer_outputs(network, x)) + x.numel()

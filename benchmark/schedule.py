@@ -1,7 +1,8 @@
 """What is planned, handed to an executor: trunks before their stacks, and what becomes of those that fail.
 
-A stack that raises fails alone. One that runs out of memory is split in two, and each half tries again; so is one whose
-workers die, which is how a kernel that is short of memory ends them. In the end a run that ends its worker fails alone.
+A stack that raises fails alone, and of several strategies in it the one that raises. One that runs out of memory is
+split in two, and each half tries again; so is one whose workers die, which is how a kernel that is short of memory ends
+them. In the end a run that ends its worker fails alone.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmark.blame import out_of_memory
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled, Executor, Job, Local, Lost, LostWorkers, Submit, Ticket, then
-from benchmark.harness import Listener, Prune, Silent, Site, out_of_memory, title, train_stack, train_trunk
+from benchmark.harness import Listener, Prune, Silent, Site, title, train_stack, train_trunk
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Result, Run
 
@@ -163,6 +165,12 @@ class _Piece:
     seeds: tuple[int, ...] = ()
     stack: tuple[Run, ...] = ()
 
+    def by_strategy(self) -> list[_Piece]:
+        """The same work in a part for each strategy that it trains together."""
+        names = dict.fromkeys(run.strategy_name for run in self.stack)
+        own = [tuple(run for run in self.stack if run.strategy_name == name) for name in names]
+        return [dataclasses.replace(self, stack=stack) for stack in own]
+
     def halves(self) -> list[_Piece]:
         """The same work in two parts."""
         many = max(len(self.seeds), len(self.stack))
@@ -233,7 +241,7 @@ class _Schedule:
     def _start(self, piece: _Piece) -> None:
         of = piece.of
         if max(len(piece.seeds), len(piece.stack)) > self._most:
-            self._split(piece)
+            self._split(piece, piece.halves())
             return
         if piece.seeds:
             job: Job = functools.partial(train_trunk, of.group.stacks[0][0], piece.seeds)
@@ -245,10 +253,9 @@ class _Schedule:
         ticket = self._submit(functools.partial(attempted, job), *(of.trunks[i] for i in needed))
         self._running[then(ticket.told, self._kept) if piece.stack else ticket.told] = piece, ticket
 
-    def _split(self, piece: _Piece) -> None:
-        halves = piece.halves()
-        piece.of.waiting += len(halves) - 1 if piece.seeds else 0
-        self._ready.extendleft(reversed(halves))
+    def _split(self, piece: _Piece, parts: list[_Piece]) -> None:
+        piece.of.waiting += len(parts) - 1 if piece.seeds else 0
+        self._ready.extendleft(reversed(parts))
 
     def _kept(self, told: Any) -> Any:
         if not isinstance(told, Failure) and (results := [r for r in told if r.status != "pruned"]):
@@ -279,10 +286,15 @@ class _Schedule:
             said = f"memory {'ran out' if failure.memory else 'may have run out'} in a {piece.describe()}"
             again = "it is tried again in two parts, and so is what is as large"
             self._listener.trouble(f"{said}: {again} ({failure.reason})", failure.trace)
-            self._split(piece)
+            self._split(piece, piece.halves())
             return []
         if failure.died:
             self._most = self._fits  # it died alone: its size is not what ended the stacks that it was in
+        elif len(parts := piece.by_strategy()) > 1:
+            again = "its strategies are tried again one by one"
+            self._listener.trouble(f"a {piece.describe()} failed, and {again}: {failure.reason}", failure.trace)
+            self._split(piece, parts)
+            return []
         which = f" ({title(piece.stack)})" if piece.stack else ""
         self._listener.trouble(f"a {piece.describe()}{which} failed: {failure.reason}", failure.trace)
         if piece.stack:

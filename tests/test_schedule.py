@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from benchmark.executors import Executor, Lost, LostForMemory, LostWorkers, Room
 from benchmark.models import Model
 from benchmark.results import ResultsError
 from benchmark.runs import Result, Run
-from strategies import L2, SI, Naive
+from strategies import EWC, L2, SI, Naive, Quadratic
 from tests import conftest
 from tests.conftest import CPU
 
@@ -310,3 +311,55 @@ def test_a_strategy_that_ends_every_worker_is_given_up_after_each_run_was_alone(
 def test_an_error_of_the_executor_itself_ends_everything() -> None:
     with pytest.raises(ConnectionError, match="cluster"):
         go([make_run(L2())], executor=Elsewhere(ConnectionError("the cluster is gone"), times=1))
+
+
+# Strategies that share a stack
+
+
+@dataclass(frozen=True)
+class Unmeasurable(L2):
+    name: ClassVar[str] = "unmeasurable"
+
+    def measure_stack(self, networks: Any, task: Any) -> Any:
+        raise KeyError("oops")
+
+
+@dataclass(frozen=True)
+class WeightsAlone(Quadratic):
+    name: ClassVar[str] = "weights-alone"
+
+    def measure(self, model: Any, task: Any) -> Any:
+        return {k: p.detach().abs() for k, p in model.named_parameters() if p.ndim > 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Unmeasurable(), "strategy 'unmeasurable': KeyError: 'oops'"),
+        (WeightsAlone(), "strategy 'weights-alone', .*bias.*: expected .*, got nothing"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_one_strategy_of_a_stack_that_cannot_be_measured_fails_alone_and_by_its_name(
+    bad: Quadratic, reason: str, first: bool
+) -> None:
+    good = make_run(EWC())
+    runs = [make_run(bad), good] if first else [good, make_run(bad)]
+    found, noted = go(runs)
+    same({good.key: found.pop(good.key)}, go([good])[0])
+    (lost,) = found.values()
+    assert lost.status == "failed" and re.search(reason, lost.reason)
+    assert "its strategies are tried again one by one" in noted.said[0]
+
+
+@dataclass(frozen=True)
+class BadInit(Naive):
+    name: ClassVar[str] = "bad-init"
+
+    def init(self, params: Any, setting: Any) -> Any:
+        return {"x": {"y": torch.zeros(setting.classes)}}
+
+
+def test_a_strategy_whose_init_raises_is_named() -> None:
+    with pytest.raises(ValueError, match="strategy 'bad-init': AttributeError: .*classes"):
+        go([make_run(BadInit())])
