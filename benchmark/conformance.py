@@ -212,7 +212,7 @@ def _others(strategy: Strategy) -> list[Strategy]:
 
 
 def _neutral(strategy: Strategy) -> Strategy | None:
-    if not set(strategy.neutral) <= set(strategy.hyperparameters()):
+    if not strategy.neutral or not set(strategy.neutral) <= set(strategy.hyperparameters()):
         return None
     return dataclasses.replace(strategy, **dict.fromkeys(strategy.neutral, 0.0))
 

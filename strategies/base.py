@@ -211,7 +211,7 @@ class Strategy:
     protects: ClassVar[bool] = True
     """False for a baseline that does not claim to forget less than fine-tuning."""
     neutral: ClassVar[tuple[str, ...]] = ("lam",)
-    """Hyperparameters that leave fine-tuning where all of them are 0, for a strategy that has them."""
+    """Hyperparameters that leave fine-tuning where all of them are 0; empty, or none it has, where nothing does."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -63,9 +63,10 @@ def diagonal(
         Ω, non-negative, of each parameter's shape and dtype.
 
     Raises:
-        ValueError: unknown estimator, missing or misshapen labels, no samples, or a layer that mixes samples.
+        ValueError: unknown estimator; labels that are missing, misshapen or no outputs of the model; no samples, or
+            less than one a batch; or a layer that mixes samples.
     """
-    check(model, x, y, estimator, samples)
+    check(model, x, y, estimator, samples, batch_size)
     task = FinishedTasks.of(x, torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y, generator)
     with evaluating(model):
         found = diagonals(Networks.of(model), task, estimator=estimator, batch_size=batch_size, samples=samples)
@@ -241,7 +242,9 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
             module.training = mode
 
 
-def check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples: int) -> None:
+def check(
+    model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples: int, batch_size: int | None = None
+) -> None:
     """Refuse arguments of `diagonal` that make no sense together.
 
     Args:
@@ -250,6 +253,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples
         y: labels.
         estimator: name.
         samples: labels drawn a sample.
+        batch_size: samples a batch, or None.
 
     Raises:
         ValueError: with what was expected and what came.
@@ -260,8 +264,24 @@ def check(model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples
         raise ValueError("x: expected at least one sample, got none")
     if y is None and estimator not in {"exact", "sampled"}:
         raise ValueError(f"y: estimator {estimator!r} needs the data set's labels, got None")
-    if y is not None and y.shape != (len(x),):
-        raise ValueError(f"y: expected shape ({len(x)},), one label a sample, got {tuple(y.shape)}")
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     check_samples_apart(model)
+    if y is not None:
+        _check_labels(model, x, y)
+
+
+@torch.no_grad()
+def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    if y.shape != (len(x),):
+        raise ValueError(f"y: expected shape ({len(x)},), one label a sample, got {tuple(y.shape)}")
+    if y.dtype != torch.int64:
+        raise ValueError(f"y: expected int64, got {str(y.dtype).removeprefix('torch.')}")
+    with evaluating(model):
+        classes = model(x[:1]).shape[-1]
+    low, high = int(y.min()), int(y.max())
+    # Within a stack, -1 stands for no sample.
+    if low < 0 or high >= classes:
+        raise ValueError(f"y: expected labels from 0 to {classes - 1}, as the model has outputs, got {low} to {high}")

@@ -68,6 +68,16 @@ def test_a_strategy_that_fails_is_said_to_and_the_command_fails(tmp_path):
     assert "expected a scalar 0 before the first consolidation, got 1.0" in done.stdout
 
 
+@dataclass(frozen=True)
+class NeverNeutral(L2):
+    neutral: ClassVar[tuple[str, ...]] = ()
+
+
+def test_a_strategy_that_no_setting_makes_fine_tuning_is_not_compared_with_it():
+    assert harness_checks._neutral(NeverNeutral()) is None
+    assert harness_checks._neutral(L2(lam=3.0)) == L2(lam=0.0)
+
+
 # What the kit notices
 
 

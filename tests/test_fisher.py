@@ -295,7 +295,11 @@ def test_the_model_is_left_as_it_came():
         ({"estimator": "emprical"}, "expected one of exact, sampled, empirical, batched, notebook, got 'emprical'"),
         ({"y": None}, "needs the data set's labels"),
         ({"y": torch.zeros(3, dtype=torch.int64)}, r"expected shape \(10,\), one label a sample, got \(3,\)"),
+        ({"y": torch.zeros(10)}, "y: expected int64, got float32"),
+        ({"y": torch.full((10,), -1)}, "expected labels from 0 to .*, as the model has outputs, got -1 to -1"),
+        ({"y": torch.full((10,), 99)}, "expected labels from 0 to .*, got 99 to 99"),
         ({"samples": 0}, "expected at least 1, got 0"),
+        ({"batch_size": -5}, "batch_size: expected at least 1, got -5"),
         ({"x": torch.rand(0, 12), "y": torch.zeros(0, dtype=torch.int64)}, "at least one sample"),
     ],
 )
