@@ -347,12 +347,18 @@ class Strategy:
         state nor hyperparameters: runs that branch from one trunk and measure alike are measured once. Outputs that do
         not compete in this task are masked in what the model returns.
         """
-        return {}
+        from strategies.stack import FinishedTasks, Networks  # which are made of what is defined here
+
+        if not self.overrides("measure_stack"):
+            return {}
+        alone = FinishedTasks.of(task.x, task.y, task.generator, task.number)
+        return {k: v[0] for k, v in self.measure_stack(Networks.of(model), alone).items()}
 
     def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
         """What `measure` says of each of R runs, each tensor (R, ...): for those who can tell of all at once.
 
-        A strategy needs none. One that has both must say the same in both, which the conformance kit checks.
+        A strategy needs one of the two at most: `measure` is then this for a stack of one. Where it has both they must
+        say the same, which the conformance kit checks.
 
         Args:
             networks: of the runs, in eval mode.

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from strategies import fisher
-from strategies.base import FinishedTask, Params, option
+from strategies.base import Params, option
 from strategies.quadratic import Quadratic
 from strategies.stack import FinishedTasks, Networks
 
@@ -31,13 +30,8 @@ class EWC(Quadratic):
     fisher_batch_size: int = option(100, low=1, doc="batch of the estimators batched and notebook")
     draws: int = option(1, low=1, doc="labels drawn a sample by the estimator sampled")
 
-    def measure(self, model: nn.Module, task: FinishedTask) -> Params:
-        """Ω = F on the task's training data."""
-        alone = FinishedTasks.of(task.x, task.y, task.generator, task.number)
-        return {k: v[0] for k, v in EWC.measure_stack(self, Networks.of(model), alone).items()}
-
     def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
-        """Ω = F of every run."""
+        """Ω = F on the task's training data."""
         return fisher.diagonals(
             networks,
             self._chosen(task),

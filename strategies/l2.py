@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from strategies.base import FinishedTask, Params, hyper
+from strategies.base import Params, hyper
 from strategies.quadratic import Quadratic
 from strategies.stack import FinishedTasks, Networks
 
@@ -20,10 +19,6 @@ class L2(Quadratic):
     name: ClassVar[str] = "l2"
     lam: float = hyper(1.0, low=0.0, tune=(1e-3, 1e3), doc="λ in ½·λ·Σ (θ−θ*)²")
 
-    def measure(self, model: nn.Module, task: FinishedTask) -> Params:
-        """Ω = 1."""
-        return {k: torch.ones_like(p) for k, p in model.named_parameters()}
-
     def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
-        """Ω = 1, of every run."""
+        """Ω = 1."""
         return {k: torch.ones_like(p) for k, p in networks.params.items()}

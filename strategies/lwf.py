@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from strategies.base import (
     Batch,
-    FinishedTask,
     Hparams,
     Loss,
     Network,
@@ -72,12 +71,8 @@ class LwF(Strategy):
         teacher = net.recorded(state["teacher"], batch.x)
         return Loss(task_loss + hparams["lam"] * distillation(logits, teacher, net.earlier, hparams["temperature"]))
 
-    def measure(self, model: nn.Module, task: FinishedTask) -> Params:
-        """The trained network itself: parameters and buffers."""
-        return {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
-
     def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
-        """The trained networks themselves."""
+        """The trained network itself: parameters and buffers."""
         return {k: v.detach().clone() for k, v in {**networks.params, **networks.buffers}.items()}
 
     def consolidate(self, state: State, params: Params, measured: Params, hparams: Hparams) -> State:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from strategies.base import MASKED, FinishedTask, Params, hyper, option
+from strategies.base import MASKED, Params, hyper, option
 from strategies.fisher import chunk_of, mean
 from strategies.persample import absolute_gradients
 from strategies.quadratic import Quadratic
@@ -40,11 +40,6 @@ class MAS(Quadratic):
         "online", doc="online: latest anchor, decayed Ω; separate: one anchor a task"
     )
 
-    def measure(self, model: nn.Module, task: FinishedTask) -> Params:
-        """Ω on the task's training inputs."""
-        alone = FinishedTasks.of(task.x, task.y, task.generator, task.number)
-        return {k: v[0] for k, v in MAS.measure_stack(self, Networks.of(model), alone).items()}
-
     def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
-        """Ω of every run."""
+        """Ω on the task's training inputs."""
         return mean(absolute_gradients(networks, task, twice_the_outputs, chunk=chunk_of(networks)), task.counts)
