@@ -15,7 +15,7 @@ from torch import nn
 from benchmark.blame import blamed
 from benchmark.data import ImageSet
 from benchmark.executors import Room, workers_for
-from benchmark.learner import EVALUATED, layer_outputs
+from benchmark.learner import layer_outputs
 from benchmark.runs import Run
 from strategies.base import Setting
 
@@ -201,7 +201,7 @@ def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
     layers = sum(layer_outputs(network, x)) + x.numel()
     batch = run.recipe.batch_size + run.strategy.recalls
     values = 7 * sum(p.numel() for p in params.values()) + kept + 4 * batch * layers
-    bytes_ = values * (8 if run.recipe.precision == "float64" else 4) + EVALUATED["cpu"] // 1000
+    bytes_ = values * (8 if run.recipe.precision == "float64" else 4)
     return bytes_, worth_a_thread(network, run.recipe.batch_size)
 
 
