@@ -9,6 +9,7 @@ import pandas as pd
 from reports import compare, names
 from reports.density import Density
 from reports.load import Overview
+from reports.measures import COMPARED
 from reports.numbers import p_value
 
 # Seeds. With fewer an interval leans on the normality of its values, which is said of a strategy alone; where several
@@ -73,16 +74,30 @@ def _best_of_sweep(runs: pd.DataFrame) -> str:
 
 
 def _few_seeds(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
-    n = int(compare.finished(runs).groupby("strategy")["seed"].nunique().min()) if len(compare.finished(runs)) else 0
-    least = differences["smallest_p_holm"].max() if len(differences) else float("nan")
-    if n < 2:
+    counts = compare.finished(runs).groupby("strategy")["seed"].nunique()
+    if counts.empty or counts.max() < 2:
         return "One seed: there is no interval, and no difference can be told from chance."
-    if pd.notna(least) and least > compare.ALPHA:
+    undecided = compare.undecidable(differences) if len(differences) else differences
+    if len(undecided) and not compare.any_decidable(differences):
         return (
-            f"Few seeds: with n = {n} the paired permutation test cannot reach p ≤ 0.05 here (its smallest p is "
-            f"{p_value(differences['smallest_p'].max())}), and Student's t intervals lean on normality."
+            f"Few seeds: with n = {undecided['n'].max()} the paired permutation test cannot reach p ≤ 0.05 here (its "
+            f"smallest adjusted p is {p_value(undecided['smallest_p_holm'].min())}), and Student's t intervals lean on "
+            "normality."
         )
-    return f"Few seeds: n = {n}, intervals lean on normality." if n < FEW else ""
+    said = f"Few seeds: n = {counts.min()}, intervals lean on normality." if counts.min() < FEW else ""
+    return " ".join(part for part in (said, _undecided(undecided)) if part)
+
+
+def _undecided(undecided: pd.DataFrame) -> str:
+    """Which comparisons the test cannot decide, where it can decide others."""
+    if undecided.empty:
+        return ""
+    by_strategy = undecided.groupby("strategy", sort=False)["metric"].agg(list)
+    listed = "; ".join(
+        f"{names.spoken(str(label))} ({', '.join(COMPARED[metric] for metric in metrics)})"
+        for label, metrics in by_strategy.items()
+    )
+    return f"Too few common seeds that differ for the paired permutation test to reach p ≤ 0.05: {listed}."
 
 
 def _lost(cells: Density) -> str:
@@ -108,14 +123,15 @@ def _batchnorm(runs: pd.DataFrame) -> str:
 
 
 def _trunk(runs: pd.DataFrame) -> str:
-    if (
-        "trunk" not in runs
-        or not (shared := runs[runs["trunk"].notna() & (runs["trunk"] != "")])["trunk"].duplicated().any()
-    ):
+    known = runs[runs["trunk"].notna() & (runs["trunk"] != "")] if "trunk" in runs else runs[:0]
+    shared = known[known["trunk"].duplicated(keep=False)]["strategy"].nunique() if len(known) else 0
+    if not shared:
         return ""
+    every = runs["strategy"].nunique()
     return (
-        f"{shared['strategy'].nunique()} strategies share the first task's training, seed by seed, since they train "
-        "alike on it: their accuracies before task 2 are the same numbers, and differences begin at task 2."
+        f"{shared}{f' of {every}' if shared < every else ''} strategies share the first task's training, seed by seed, "
+        "since they train alike on it: their accuracies before task 2 are the same numbers, and differences begin at "
+        "task 2."
     )
 
 

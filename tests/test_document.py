@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +59,8 @@ def test_findings_say_how_much_less_is_forgotten_and_what_it_costs(tracked) -> N
     # 2/2^8 = 0.0078, and two comparisons.
     assert "n = 8 paired seeds, Holm-adjusted p = 0.016" in ewc
     assert any(
-        said.startswith("SI: no difference from fine-tuning in forgetting detected at n = 8")
+        said.startswith("SI: no difference from fine-tuning in forgetting detected at n = 8 paired seeds (95% CI ")
+        and said.count("n = 8") == 1
         for said in section.findings
     )
     assert (
@@ -99,6 +101,62 @@ def test_the_best_is_bold_where_the_test_says_so_and_ties_are_marked_where_it_do
     assert marked == {"EWC (exact, λ = 10)", "MAS"} and "†: the best, and those not told apart from it." in tied.caption
 
 
+def test_a_strategy_of_few_common_seeds_leaves_the_test_of_the_others_decided(tracked) -> None:
+    kept = {f"ewc[lam={lam}]": 0.6 + 0.05 * i for i, lam in enumerate((1, 2, 3, 4, 5))}
+    many = [r for label, keeps in kept.items() for r in made.seeds(label, 10, keeps=keeps, lam=label[8:-1])]
+    few = made.seeds("l2[lam=1]", 6, keeps=0.8, lam="1")
+    section = only(document.build(tracked(*made.seeds("naive", 10), *many, *few)))
+    frame = section.tables["paired"].frame.set_index(["strategy", "metric"]).loc["l2[lam=1]", "forgetting"]
+    # Holm: the other five, of 2/2^10 each, come first, so 2/2^6 is last and multiplied by 1.
+    assert (frame["smallest_p_holm"], frame["p_holm"]) == (0.03125, 0.03125) and frame["decidable"]
+    assert next(said for said in section.findings if said.startswith("L2")).count("Holm-adjusted p = 0.031") == 1
+    assert not any("decide" in said for said in section.findings)
+
+
+def test_findings_begin_as_sentences_do_but_for_names_of_others(tracked) -> None:
+    records = [*made.seeds("naive", 8, keeps=0.6), *made.seeds("si", 8), *made.seeds("mine:keep", 8, keeps=0.9)]
+    found = only(document.build(tracked(*records), baseline="si")).findings
+    assert any(said.startswith("Fine-tuning forgets") for said in found)
+    assert any(said.startswith("mine:keep forgets") for said in found)
+
+
+def test_what_is_identical_on_every_seed_is_said_and_undoes_no_other_test(tracked) -> None:
+    twin = made.seeds("ewc[lam=0]", 10, lam="0")
+    ewc = made.seeds("ewc[lam=10]", 10, keeps=0.9, lam="10")
+    section = only(document.build(tracked(*made.seeds("naive", 10), *twin, *ewc)))
+    assert (
+        "EWC (λ = 0): forgetting is identical to that of fine-tuning on every seed (n = 10 paired seeds); "
+        "on new tasks it is identical on every seed." in section.findings
+    )
+    assert not any("decide" in said or "1.00" in said for said in section.findings)
+    assert not any("Few seeds" in said for said in section.limitations)
+    assert "cannot fall below" not in section.tables["paired"].caption
+
+
+def test_a_strategy_of_one_common_seed_is_named_and_the_others_are_told_apart(tracked) -> None:
+    others = [*made.seeds("naive", 10), *made.seeds("ewc[lam=10]", 10, keeps=0.9, lam="10")]
+    section = only(document.build(tracked(*others, *made.seeds("l2[lam=1]", 1, keeps=0.8, lam="1"))))
+    assert any("Holm-adjusted p = 0.004" in said for said in section.findings)
+    (said,) = [said for said in section.findings if "decide" in said]
+    assert said.endswith("about: L2 (λ = 1) (n = 1).")
+    (few,) = [said for said in section.limitations if said.startswith("Few seeds")]
+    assert few.endswith(": L2 (λ = 1) (average accuracy, forgetting, accuracy on new tasks).")
+
+
+def test_without_common_seeds_there_is_no_test_and_no_empty_table(tracked) -> None:
+    apart = [made.record("l2[lam=1]", seed, keeps=0.8, lam="1") for seed in range(10, 20)]
+    section = only(document.build(tracked(*made.seeds("naive", 10), *made.seeds("si", 10, keeps=0.9), *apart)))
+    frame = section.tables["paired"].frame.set_index(["strategy", "metric"]).loc["l2[lam=1]", "forgetting"]
+    assert frame[["p_holm", "smallest_p", "smallest_p_holm"]].isna().all() and not frame["decidable"]
+    assert any(said.startswith("Without a finished seed in common with fine-tuning") for said in section.findings)
+
+
+def test_a_baseline_without_finished_runs_is_said(tracked) -> None:
+    alone = only(document.build(tracked(*made.seeds("naive", 10, status="diverged"), *made.seeds("si", 10))))
+    assert alone.findings[0].startswith("No run of fine-tuning finished, with which the others were to be compared")
+    assert "paired" not in alone.tables
+
+
 def test_one_seed_has_no_interval_and_says_so(tracked) -> None:
     section = only(document.build(tracked(*three(1))))
     assert "±" not in section.tables["main"].markdown()
@@ -110,7 +168,15 @@ def test_the_joint_bound_is_shown_and_not_ranked(tracked) -> None:
     section = only(document.build(tracked(*three(8), *made.seeds("joint", 8, keeps=1.0, learns=0.99))))
     row = next(line for line in section.tables["main"].markdown().splitlines() if "joint" in line)
     assert "**" not in row
-    assert any("EWC (exact, λ = 10) has the best average accuracy" in said for said in section.findings)
+    among = "of the strategies ranked (joint training, a bound, is not)"
+    assert f"EWC (exact, λ = 10) has the best average accuracy {among}, told apart from every other of them." in (
+        section.findings
+    )
+    assert f"Bold: better than every other {among} (paired" in section.tables["main"].caption
+    twin = [made.record("mas", seed, keeps=0.9, learns=0.85 + 0.001 * (-1) ** seed) for seed in range(8)]
+    tied = only(document.build(tracked(*three(8), *made.seeds("joint", 8, keeps=1.0, learns=0.99), *twin)))
+    assert f"†: the best {among}, and those" in tied.tables["main"].caption
+    assert any(f"has the best mean average accuracy {among}; not told" in said for said in tied.findings)
 
 
 def test_strategies_are_compared_on_the_seeds_that_both_finished(tracked) -> None:
@@ -147,6 +213,24 @@ def test_a_difference_that_labels_tell_is_part_of_the_comparison(tracked) -> Non
     assert section.reference == "naive[batchnorm=freeze-after-first]"  # trained as EWC is
     assert section.recipe["BatchNorm statistics"] == "freeze-after-first"
     assert any("BatchNorm's statistics are not handled alike" in said for said in section.limitations)
+
+
+def test_strategies_that_share_no_trunk_are_not_counted_among_those_that_do(tracked) -> None:
+    apart = [dataclasses.replace(r, facts=r.facts | {"trunk": f"own{r.seed}"}) for r in made.seeds("naive", 3)]
+    shared = [*made.seeds("ewc[lam=1]", 3, lam="1"), *made.seeds("si", 3)]
+    said = only(document.build(tracked(*apart, *shared))).limitations
+    assert any(each.startswith("2 of 3 strategies share the first task's training") for each in said)
+
+
+def test_where_all_strategies_share_a_trunk_none_is_counted_apart(tracked) -> None:
+    said = only(document.build(tracked(*three(3)))).limitations
+    assert any(each.startswith("3 strategies share the first task's training") for each in said)
+
+
+def test_the_table_says_where_p_is_of_drawn_sign_patterns(tracked) -> None:
+    few, many = (only(document.build(tracked(*three(n)))).tables["paired"].caption for n in (8, 22))
+    assert "the exact paired permutation test's p after" in few
+    assert "exact" not in many.partition("(from")[0] and "(from 99\u202f999 drawn sign patterns" in many
 
 
 def test_one_label_of_two_settings_is_refused(tracked) -> None:
