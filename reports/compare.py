@@ -52,6 +52,23 @@ def with_new_tasks(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**{NEW: runs["run_key"].map(means).astype(float)})
 
 
+def with_objectives(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Runs with what a study may optimise and no tracker has, `stability` and `plasticity`; see `benchmark.metrics`.
+
+    Args:
+        runs: one row a run.
+        accuracy: one row a cell; a run that has none there has neither.
+    """
+    final = accuracy[(accuracy["after_task"] == accuracy["task"].max()) & (accuracy["task"] < accuracy["task"].max())]
+    learned = accuracy[accuracy["after_task"] == accuracy["task"]]
+    # The mean of a run that diverged has to be NaN too.
+    means = {
+        name: runs["run_key"].map(cells.groupby("run_key")["accuracy"].agg(lambda a: a.mean(skipna=False)))
+        for name, cells in (("stability", final), ("plasticity", learned))
+    }
+    return runs.assign(**{name: values.astype(float) for name, values in means.items()})
+
+
 def summary(runs: pd.DataFrame, metrics: Sequence[str] = tuple(MAIN)) -> pd.DataFrame:
     """Mean and interval of each strategy and metric, over the runs that finished.
 

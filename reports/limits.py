@@ -11,6 +11,7 @@ from reports.density import Density
 from reports.load import Overview
 from reports.measures import COMPARED
 from reports.numbers import p_value
+from reports.tuning import Origin, readable
 
 # Seeds. With fewer an interval leans on the normality of its values, which is said of a strategy alone; where several
 # are compared, that the paired test cannot decide, as it cannot below six, is said instead.
@@ -24,9 +25,8 @@ def limitations(
     differences: pd.DataFrame,
     cells: Density,
     overviews: Mapping[str, Overview],
-    *,
-    tuned_on_test: bool,
-    tuned: bool,
+    origin: Origin,
+    spoken: Mapping[str, str],
 ) -> list[str]:
     """Sentences, the gravest first.
 
@@ -36,28 +36,35 @@ def limitations(
         differences: of `compare.differences`.
         cells: which strategies finished with which seeds.
         overviews: that the runs are tied to.
-        tuned_on_test: a study chose λ on the test set.
-        tuned: a study chose λ.
+        origin: which of the settings a study chose.
+        spoken: names by label.
     """
     found = [
-        _tuned_on_test(tuned_on_test),
-        "" if tuned else _best_of_sweep(runs),
+        _tuned_on_test(origin, spoken),
+        _best_of_sweep(runs[~runs["strategy"].isin(origin.tuned)]),
         _few_seeds(runs, differences),
         _lost(cells),
         _batchnorm(runs),
         _trunk(runs),
         _unread(runs, accuracy),
+        _unread_studies(overviews),
         _environments(overviews),
         _one_scenario(runs),
     ]
     return [said for said in found if said]
 
 
-def _tuned_on_test(tuned_on_test: bool) -> str:
-    if not tuned_on_test:
+def _tuned_on_test(origin: Origin, spoken: Mapping[str, str]) -> str:
+    if not origin.on_test:
         return ""
+    which = (
+        ""
+        if origin.on_test == origin.strategies
+        else " of " + "; ".join(name for label, name in spoken.items() if label in origin.on_test)
+    )
     return (
-        "TUNED ON TEST: the settings were chosen on the test images that are reported. These numbers are upper bounds."
+        f"TUNED ON TEST: the settings{which} were chosen on the test images that are reported. These numbers are upper "
+        "bounds."
     )
 
 
@@ -142,6 +149,12 @@ def _unread(runs: pd.DataFrame, accuracy: pd.DataFrame) -> str:
         if absent
         else ""
     )
+
+
+def _unread_studies(overviews: Mapping[str, Overview]) -> str:
+    absent = [overview.study for overview in overviews.values() if overview.study and not readable(overview)]
+    listed = ", ".join(absent)
+    return f"The tables of trials of study {listed} could not be read: how it chose is not shown." if absent else ""
 
 
 def _environments(overviews: Mapping[str, Overview]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from reports import compare, document, load, names
+from reports import compare, document, load, names, recipes, write
 from reports.load import ReportError, Tracked
 from reports.table import Cell
 from tests import synthetic_runs as made
@@ -23,11 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tracked(folder: Path, request: pytest.FixtureRequest):
-    """Tracks runs, and reads them again."""
+    """Tracks runs, each time newer ones, and reads all of them again."""
+    times = itertools.count(1e6, 1e4)
 
     def track(*records, **environment: str) -> Tracked:
         uri, name = f"sqlite:///{folder / 'mlflow.db'}", request.node.name
-        made.track(uri, name, records, folder, **environment)
+        made.track(uri, name, records, folder, next(times), **environment)
         return load.load(uri, experiments=[name])
 
     return track
@@ -267,6 +269,63 @@ def test_one_strategy_is_reported_without_a_comparison(tracked) -> None:
     assert "There is no other strategy to compare it with." in section.findings[0]
 
 
+# Runs of several versions
+
+
+def test_of_a_strategys_versions_the_newest_counts_and_a_mix_of_them_is_refused(tracked) -> None:
+    old = made.seeds("mine:keep", 3, keeps=0.8, strategy_version="aaa")
+    tracked(*made.seeds("naive", 3), *old)
+    found = tracked(*made.seeds("mine:keep", 3, keeps=0.9, strategy_version="bbb"))
+    section = only(document.build(found))
+    assert set(section.runs["strategy_version"].dropna()) == {"bbb"} and document.build(found).superseded == 3
+    assert "bbb" not in section.tables["strategies"].markdown()
+    later = [made.record("mine:keep", seed, keeps=0.9, strategy_version="aaa") for seed in (3, 4)]
+    with pytest.raises(ReportError, match="'mine:keep' stands for several settings: version of its code (aaa|bbb), "):
+        document.build(tracked(*later))
+
+
+def test_a_run_that_an_overview_knows_of_counts_before_a_newer_one_that_none_does(tracked) -> None:
+    found = tracked(*made.seeds("naive", 2), *made.seeds("si", 2, keeps=0.9))
+    loose = found.runs.iloc[:1].assign(run_id="loose", overview="", average_accuracy=0.0)
+    runs = pd.concat([loose, found.runs], ignore_index=True)
+    report = document.build(dataclasses.replace(found, runs=runs))
+    assert "loose" not in set(only(report).runs["run_id"]) and report.superseded == 1
+    alone = runs[runs["run_id"] != found.runs["run_id"].iloc[0]]
+    assert "loose" in set(only(document.build(dataclasses.replace(found, runs=alone))).runs["run_id"])
+
+
+@pytest.mark.parametrize("field", ["angles", "data_version", "model_version"])
+def test_runs_on_other_data_or_networks_of_ones_own_are_not_mixed(tracked, field: str) -> None:
+    found = tracked(*made.seeds("naive", 2, **{field: "one"}), *made.seeds("si", 2, **{field: "two"}))
+    with pytest.raises(ReportError, match=f"{recipes.FIELDS[field]} (one, two|two, one)"):
+        document.build(found)
+
+
+# What is said of the recipe
+
+
+def test_the_setting_is_what_the_runs_share_and_not_that_of_the_first(tracked) -> None:
+    first = made.seeds("naive[lr=0.01]", 2, lr="0.01")
+    section = only(document.build(tracked(*first, *made.seeds("si", 2), *made.seeds("mas", 2))))
+    assert "with adam at learning rate 0.001, 5 epochs a task, 64 images a step" in section.setting
+    assert section.recipe["learning rate"] == "0.001"
+
+
+def test_one_task_one_strategy_and_one_epoch_are_spoken_of_as_one(tracked) -> None:
+    section = only(document.build(tracked(*made.seeds("naive", 1, tasks=1, epochs="1"))))
+    assert section.question == "How well does a network learn one task? It was trained with 1 seed."
+    assert "1 epoch a task" in section.setting
+    both = [*made.seeds("naive", 2), *made.seeds("si", 2)]
+    many = document.question(pd.DataFrame([{"tasks": 3, "strategy": r.strategy, "seed": r.seed} for r in both]))
+    assert "learns 3 tasks one after another, and which of 2 strategies forgets least" in many
+    assert many.endswith("Each was trained with 2 seeds.")
+
+
+def test_what_stands_in_a_recipe_is_text_and_no_markup(tracked) -> None:
+    found = document.build(tracked(*made.seeds("naive", 1, model="my_nets:make", images="odd_[set]")))
+    assert r"The network my\_nets:make is trained" in write.render(found) and r"odd\_\[set\]" in write.render(found)
+
+
 # How much of the gain is EWC's
 
 
@@ -295,6 +354,36 @@ def test_the_batchnorm_ablation_says_how_much_of_the_gain_is_ewcs(tracked) -> No
     assert [row[1] for row in table.rows] == ["updating", "frozen", "updating", "frozen"]
     assert table.rows[2][2:] == ["0", "not run", "not run"]
     assert any("freezing alone accounts for 50% of the gain" in said for said in ablation.sentences)
+
+
+def test_freezing_accounts_for_no_share_of_the_gain_where_its_own_may_be_none(tracked) -> None:
+    records = [
+        dataclasses.replace(r, values=r.values | {"average_accuracy": r.values["average_accuracy"] + noise})
+        for i, r in enumerate(notebook(6))
+        for noise in [0.5 * (-1) ** i if "freeze" in r.strategy and r.strategy.startswith("naive") else 0.0]
+    ]
+    ablation = only(document.build(tracked(*records))).ablation
+    assert ablation is not None and not any("freezing alone accounts" in said for said in ablation.sentences)
+
+
+def test_an_estimator_none_of_whose_runs_finished_shifts_no_count_and_batches_are_apart(tracked) -> None:
+    kinds = [
+        ("exact", "1", "100", "diverged"),
+        ("sampled", "1", "100", "finished"),
+        ("sampled", "2", "100", "finished"),
+    ]
+    kinds.append(("sampled", "4", "50", "finished"))
+    records = [
+        record
+        for estimator, lam, batch, status in kinds
+        for record in made.seeds(
+            f"ewc[estimator={estimator},fisher_batch_size={batch},lam={lam}]", 3, status=status, lam=lam,
+            estimator=estimator, fisher_samples="0", fisher_batch_size=batch, accumulate="separate",
+        )
+    ]  # fmt: skip
+    ablation = only(document.build(tracked(*made.seeds("naive", 3), *records))).ablation
+    assert ablation is not None
+    assert [(row[0].count("Fisher batch = 50"), row[1]) for row in ablation.tables[0].rows] == [(0, "2"), (1, "1")]
 
 
 def test_each_estimator_stands_at_its_own_best_strength(tracked) -> None:
@@ -333,9 +422,32 @@ def test_strategies_are_ranked_over_scenarios(folder: Path) -> None:
         )
     found = load.load(uri, experiments=["split-digits", "rotated-digits", "permuted-digits"])
     report = document.build(found, allow_mixed=True)
-    assert report.ranking is not None and report.ranking_figure is not None
-    assert next(iter(report.ranking.mean_ranks)) == EWC
+    assert report.ranking is not None and report.ranking.notes == []
+    assert next(iter(report.ranking.ranks.mean_ranks)) == EWC
     assert {section.title for section in report.sections} == {"split-digits", "rotated-digits", "permuted-digits"}
+
+
+def test_a_scenario_is_ranked_once_and_what_is_left_out_is_named(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    kept = {"naive": 0.5, "si": 0.6, "mas": 0.7, "joint": 1.0}
+    extra = {"a": {"lwf": 0.8}, "b": {}, "c": {}}
+    for name, scenario, epochs in (("a", "split", "5"), ("b", "split", "9"), ("c", "rotated", "5")):
+        runs = [
+            made.record(label, seed, keeps, scenario=scenario, epochs=epochs)
+            for label, keeps in (kept | extra[name]).items()
+            for seed in range(2)
+        ]
+        made.track(uri, f"ranked-{name}", runs, folder)
+    found = load.load(uri, experiments=["ranked-a", "ranked-b", "ranked-c"])
+    report = document.build(found, allow_mixed=True)
+    assert report.ranking is not None and report.ranking.scenarios == ["split", "rotated"]
+    assert list(report.ranking.ranks.mean_ranks) == ["mas", "si", "naive"]
+    text = write.render(report)
+    assert "Friedman's test over 2 scenarios (split, rotated)" in text and "fine-tuning forgets" not in text
+    assert "Left out, since not every scenario has runs of them: LwF. Not ranked, as a bound: joint training." in text
+    assert "the first is ranked" in text
+    one = load.load(uri, experiments=["ranked-a", "ranked-b"])
+    assert document.build(one, allow_mixed=True).ranking is None
 
 
 def test_names_of_one_report_are_the_same_in_every_section(folder: Path) -> None:
