@@ -48,6 +48,12 @@ CHOICES = {
     ("accumulate", "separate"): "separate anchors",
 }
 ALONE = {"estimator", "accumulate", "mode", "policy", "optimizer"}  # their values say what they are about
+IMAGES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
 GROUP = "\u202f"  # narrow no-break space: between groups of three digits
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -120,6 +126,17 @@ def option(key: str, value: str) -> str:
     if (key, value) in CHOICES:
         return CHOICES[key, value]
     return value if key in ALONE else f"{OPTIONS.get(key, key)} = {number(value)}"
+
+
+def tasks(count: int, images: str) -> list[str]:
+    """A name for each task: its images where each task has a set of its own, else `task 1`, `task 2`, ...
+
+    Args:
+        count: of tasks.
+        images: names of all sets in the order of their first task, with commas between.
+    """
+    sets = images.split(", ") if images else []
+    return [IMAGES.get(name, name) for name in sets] if len(sets) == count else [f"task {i + 1}" for i in range(count)]
 
 
 def number(text: str) -> str:

@@ -10,7 +10,7 @@ from reports import compare, names
 from reports.measures import COMPARED, MAIN
 from reports.names import GROUP
 from reports.numbers import NONE, interval, p_value, percent, points
-from reports.recipes import FIELDS, options
+from reports.recipes import FIELDS, options, shared
 from reports.statistics import DRAWS, EXACT_UP_TO
 from reports.table import Cell, Table
 
@@ -60,7 +60,9 @@ def final(runs: pd.DataFrame, accuracy: pd.DataFrame, spoken: Mapping[str, str])
         rows.append([spoken[str(strategy)], str(own["n"].max()), *(cells.get(task, NONE) for task in shown)])
     left_out = f" Tasks {shown[4] + 1} to {shown[5] - 1} are in the CSV." if len(shown) < len(tasks) else ""
     caption = f"Accuracy on each task after the last one, in per cent: {INTERVAL}.{left_out}"
-    return Table("tasks", caption, ["strategy", "n", *(f"task {task}" for task in shown)], rows, frame)
+    sets = shared(runs).get("images", "")
+    known = dict(enumerate(names.tasks(int(accuracy["task"].max()), sets), start=1))
+    return Table("tasks", caption, ["strategy", "n", *(known[task] for task in shown)], rows, frame)
 
 
 def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Table | None:
