@@ -17,6 +17,8 @@ from reports.table import Table
 
 UPDATE, FREEZE = "update", "freeze-after-first"
 MODES = {UPDATE: "updating", FREEZE: "frozen"}
+ESTIMATOR = ("estimator", "fisher_samples", "fisher_batch_size", "draws", "accumulate")
+"""Options that make an estimator another one."""
 METRICS = {"average_accuracy": "average accuracy", "forgetting": "forgetting"}
 
 
@@ -85,7 +87,7 @@ def _shares(runs: pd.DataFrame, cells: dict[tuple[str, str], str], spoken: Mappi
             f"{spoken[ewc]}, with frozen statistics, differs from fine-tuning with updating ones by {_told(whole)}, "
             f"and from fine-tuning with frozen ones by {_told(own)}: that part is EWC's."
         )
-        if whole.difference > 0 and freezing.difference > 0:
+        if whole.difference > 0 and freezing.low > 0:  # a share of what may be nothing says nothing
             share = 100 * freezing.difference / whole.difference
             found.append(
                 f"So freezing alone accounts for {min(share, 100):.0f}% of the gain that the unequal comparison shows."
@@ -97,13 +99,13 @@ def _estimators(runs: pd.DataFrame, spoken: Mapping[str, str], chosen_on_test: b
     ewc = runs[(runs["strategy_name"] == "ewc") & (runs["batchnorm"] == runs["batchnorm"].mode().iloc[0])]
     if "estimator" not in ewc or ewc["estimator"].nunique() < 2:
         return None
-    # Estimators that differ in samples or batch size are other estimators.
-    kinds = ewc.groupby(["estimator", "fisher_samples", "accumulate"], sort=False, dropna=False)
-    best = [label for label in (_best(own) for _, own in kinds) if label]
-    tried = [own["lam"].nunique() for _, own in kinds]
+    # Estimators that differ in samples, draws or batch size are other estimators.
+    kinds = ewc.groupby([name for name in ESTIMATOR if name in ewc], sort=False, dropna=False)
+    found = [(label, own["lam"].nunique()) for _, own in kinds if (label := _best(own))]
+    best = [label for label, _ in found]
     summary = compare.summary(ewc[ewc["strategy"].isin(best)], list(METRICS))
     rows = []
-    for label, many in zip(best, tried, strict=False):
+    for label, many in found:
         own = summary[summary["strategy"] == label]
         rows.append(
             [

@@ -6,7 +6,7 @@ first, and intervals are over runs (`reports.statistics`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,11 @@ from reports.recipes import FIELDS
 ALPHA = 0.05
 BOUNDS = frozenset({"joint"})
 """Strategies that see what the others may not: shown, not ranked."""
+
+
+def is_bound(label: str) -> bool:
+    """Whether a strategy is shown and not ranked."""
+    return names.parse(label)[0] in BOUNDS
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
@@ -45,6 +50,23 @@ def with_new_tasks(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     learned = accuracy[(accuracy["after_task"] == accuracy["task"]) & (accuracy["task"] > 1)]
     means = learned.groupby("run_key")["accuracy"].mean()
     return runs.assign(**{NEW: runs["run_key"].map(means).astype(float)})
+
+
+def with_objectives(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Runs with what a study may optimise and no tracker has, `stability` and `plasticity`; see `benchmark.metrics`.
+
+    Args:
+        runs: one row a run.
+        accuracy: one row a cell; a run that has none there has neither.
+    """
+    final = accuracy[(accuracy["after_task"] == accuracy["task"].max()) & (accuracy["task"] < accuracy["task"].max())]
+    learned = accuracy[accuracy["after_task"] == accuracy["task"]]
+    # The mean of a run that diverged has to be NaN too.
+    means = {
+        name: runs["run_key"].map(cells.groupby("run_key")["accuracy"].agg(lambda a: a.mean(skipna=False)))
+        for name, cells in (("stability", final), ("plasticity", learned))
+    }
+    return runs.assign(**{name: values.astype(float) for name, values in means.items()})
 
 
 def summary(runs: pd.DataFrame, metrics: Sequence[str] = tuple(MAIN)) -> pd.DataFrame:
@@ -150,9 +172,11 @@ def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tup
         metrics: columns of `runs`.
 
     Returns:
-        `strategy, metric, n, difference, low, high, kind, p, p_holm, smallest_p, smallest_p_holm, exact`; one row for
-        each other strategy and metric, on the seeds that both finished. `smallest_p` is the least the test could have
-        given, `smallest_p_holm` that times the number of comparisons.
+        `strategy, metric, n, difference, low, high, kind, p, p_holm, smallest_p, smallest_p_holm, exact, identical,
+        decidable`; one row for each other strategy and metric, on the seeds that both finished. `smallest_p` is the
+        least the test could have given, `smallest_p_holm` the least after Holm's adjustment: that of the smallest p of
+        every comparison of the metric, since no adjusted p rises where another p falls. `decidable`: it is at most 5%.
+        `identical`: equal on every seed, of two or more.
     """
     found = [
         {"strategy": label, "metric": metric, **asdict(pair(seeds, label, reference))}
@@ -162,10 +186,36 @@ def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tup
     ]
     order = ["strategy", "metric", "n", "difference", "low", "high", "kind", "p", "smallest_p", "exact"]
     table = pd.DataFrame(found, columns=order)
-    by_metric = table.groupby("metric", sort=False)
-    table["p_holm"] = by_metric["p"].transform(lambda p: statistics.holm(p))
-    table["smallest_p_holm"] = (table["smallest_p"] * by_metric["p"].transform("count")).clip(upper=1)
-    return table
+    table["smallest_p"] = table["smallest_p"].where(table["p"].notna())  # without common seeds there is no test
+    for name in ("p", "smallest_p"):
+        table[f"{name}_holm"] = table.groupby("metric", sort=False)[name].transform(lambda p: statistics.holm(p))
+    none = table["difference"].abs() <= statistics.TOLERANCE  # accuracies are at most 1
+    return table.assign(identical=(table["kind"] == "no spread") & none, decidable=table["smallest_p_holm"] <= ALPHA)
+
+
+def undecidable(table: pd.DataFrame) -> pd.DataFrame:
+    """Those of `differences` of which the test could say nothing, whatever came out: too few seeds.
+
+    Without a common seed there is no comparison, and what is identical on every seed needs no test: neither is here.
+
+    Args:
+        table: of `differences`.
+    """
+    return _tested(table)[~_tested(table)["decidable"]]
+
+
+def any_decidable(table: pd.DataFrame) -> bool:
+    """Whether the test could have told any of these differences from chance, or there is none to tell.
+
+    Args:
+        table: of `differences`.
+    """
+    tested = _tested(table)
+    return tested.empty or bool(tested["decidable"].any())
+
+
+def _tested(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["n"] > 0) & ~table["identical"]]
 
 
 @dataclass(frozen=True)
@@ -174,15 +224,18 @@ class Leaders:
 
     Attributes:
         best: the strategy of the best mean, or empty where no run finished.
-        alone: every other strategy is told apart from it: the paired test with Holm's adjustment says so.
+        alone: every other strategy that is ranked is told apart from it: the paired test with Holm's adjustment says
+            so. The best is that of the same data, so it errs more often than at 5% (docs/statistics.md).
         tied: those that are not told apart from it.
         decidable: with so many seeds the test could have told one apart.
+        bounds: labels of the strategies that are not ranked.
     """
 
     best: str
     alone: bool
     tied: frozenset[str]
     decidable: bool
+    bounds: tuple[str, ...] = ()
 
 
 def leaders(runs: pd.DataFrame, metric: str) -> Leaders:
@@ -192,12 +245,26 @@ def leaders(runs: pd.DataFrame, metric: str) -> Leaders:
         runs: of one recipe.
         metric: column of `runs`.
     """
-    ranked = runs[~runs["strategy"].map(lambda label: names.parse(label)[0]).isin(BOUNDS)]
+    bound = runs["strategy"].map(is_bound).astype(bool)
+    ranked, bounds = runs[~bound], tuple(dict.fromkeys(runs.loc[bound, "strategy"]))
     means = finished(ranked).groupby("strategy", sort=False)[metric].mean().dropna()
     if len(means) < 2:
-        return Leaders("", alone=False, tied=frozenset(), decidable=False)
+        return Leaders("", alone=False, tied=frozenset(), decidable=False, bounds=bounds)
     best = str(means.idxmin() if metric in LOWER_IS_BETTER else means.idxmax())
     table = differences(ranked[ranked["strategy"].isin(means.index)], best, [metric])
     told = table["p_holm"] <= ALPHA
-    decidable = bool((table["smallest_p_holm"] <= ALPHA).any())
-    return Leaders(best, bool(told.all()), frozenset(table.loc[~told, "strategy"]), decidable)
+    decidable = bool(table["decidable"].any())
+    return Leaders(best, bool(told.all()), frozenset(table.loc[~told, "strategy"]), decidable, bounds)
+
+
+def but_for_bounds(lead: Leaders, spoken: Mapping[str, str]) -> str:
+    """` of the strategies ranked (joint training, a bound, is not)`; empty where all are ranked.
+
+    Args:
+        lead: of `leaders`.
+        spoken: names by label.
+    """
+    if not lead.bounds:
+        return ""
+    known = ", ".join(spoken[label] for label in lead.bounds)
+    return f" of the strategies ranked ({known}, {'a bound, is' if len(lead.bounds) == 1 else 'bounds, are'} not)"

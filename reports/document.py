@@ -45,7 +45,8 @@ class Section:
         tables: by name: `main`, `tasks`, `strategies`, and where there is something to show `paired`, `lost`.
         figures: with captions, by name.
         ablation: where the runs are enough for one.
-        tuning: of a study.
+        origin: which of the settings a study chose, and which of these on the test set.
+        tuning: one a study.
         limitations: sentences.
     """
 
@@ -61,7 +62,8 @@ class Section:
     tables: dict[str, Table]
     figures: dict[str, figures.Drawn]
     ablation: ablation.Ablation | None
-    tuning: tuning.Tuning | None
+    origin: tuning.Origin
+    tuning: list[tuning.Tuning]
     limitations: list[str]
 
     @property
@@ -74,7 +76,24 @@ class Section:
     def every_table(self) -> list[Table]:
         """Those of its parts too."""
         found = [*self.tables.values(), *(self.ablation.tables if self.ablation else [])]
-        return [*found, self.tuning.table] if self.tuning else found
+        return [*found, *(each.table for each in self.tuning)]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Strategies over several scenarios.
+
+    Attributes:
+        ranks: what Friedman's test and the critical difference say.
+        figure: of these.
+        scenarios: that were ranked, one observation each.
+        notes: sentences on what was left out.
+    """
+
+    ranks: ranks.Ranks
+    figure: figures.Drawn
+    scenarios: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,18 +105,16 @@ class Document:
         sections: one a recipe.
         overviews: by run id.
         uri: where the runs are tracked, without secrets.
-        ranking: strategies over scenarios, where there are several, and its figure.
+        ranking: strategies over scenarios, where there are several.
         commands: that trained the runs.
         superseded: runs left out because a newer one of the same setting and seed is there.
-        tuned_on_test: something in it was.
     """
 
     title: str
     sections: list[Section]
     overviews: Mapping[str, Overview]
     uri: str
-    ranking: ranks.Ranks | None
-    ranking_figure: figures.Drawn | None
+    ranking: Ranking | None
     commands: list[str] = field(default_factory=list)
     superseded: int = 0
 
@@ -110,12 +127,12 @@ class Document:
     def every_figure(self) -> dict[str, figures.Drawn]:
         """By the name of its files."""
         found = {f"{section.stem}{name}": drawn for section in self.sections for name, drawn in section.figures.items()}
-        return found | ({"critical_difference": self.ranking_figure} if self.ranking_figure else {})
+        return found | ({"critical_difference": self.ranking.figure} if self.ranking else {})
 
     @property
     def tuned_on_test(self) -> bool:
-        """Whether a study of it chose its settings on the test set."""
-        return any(section.tuning and section.tuning.on_test for section in self.sections)
+        """Whether some of its settings were chosen on the test set."""
+        return any(section.origin.on_test for section in self.sections)
 
 
 def build(tracked: Tracked, *, baseline: str = "naive", allow_mixed: bool = False) -> Document:
@@ -132,28 +149,20 @@ def build(tracked: Tracked, *, baseline: str = "naive", allow_mixed: bool = Fals
     if compare.finished(tracked.runs).empty:
         states = ", ".join(f"{many} {status}" for status, many in tracked.runs["status"].value_counts().items())
         raise ReportError(f"no finished runs to report on: {states}; wait for the experiment, or look at its recipe")
-    groups = recipes.groups(tracked.runs, allow_mixed=allow_mixed)
-    current = [dataclasses.replace(group, runs=_newest(group.runs)) for group in groups]
+    current = recipes.groups(tracked.runs, allow_mixed=allow_mixed)
     # One cast for the whole report: a strategy has the same colour and name in every section.
     cast = figures.Cast.of(label for group in current for label in group.runs["strategy"])
     sections = [_section(group, i, len(current), tracked, cast, baseline) for i, group in enumerate(current, 1)]
-    ranking, drawn = _ranking(sections, cast)
     experiments = list(dict.fromkeys(tracked.runs["experiment"]))
     return Document(
         title=", ".join(experiments),
         sections=sections,
         overviews=tracked.overviews,
         uri=tracked.uri,
-        ranking=ranking,
-        ranking_figure=drawn,
+        ranking=_ranking(sections, cast),
         commands=_commands(tracked.overviews),
         superseded=len(tracked.runs) - sum(len(group.runs) for group in current),
     )
-
-
-def _newest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Newer code may have trained the same setting again: the tracker lists the newest first."""
-    return runs.drop_duplicates(["strategy", "seed"]).reset_index(drop=True)
 
 
 def _section(
@@ -163,14 +172,17 @@ def _section(
     runs = compare.with_new_tasks(group.runs, accuracy)
     labels = list(dict.fromkeys(runs["strategy"]))
     names = {label: cast.names[label] for label in labels}
-    overviews = {i: o for i, o in tracked.overviews.items() if i in set(runs["overview"])}
-    chosen = next((t for o in overviews.values() if (t := tuning.tuning(o, runs, names))), None)
-    reference = _reference(runs, baseline, chosen is not None)
+    tied = set(runs["overview"])
+    # Two studies may have tested one setting: its runs are those of one, and both are shown.
+    overviews = {i: o for i, o in tracked.overviews.items() if i in tied or (o.study and i in group.overviews)}
+    origin, chosen = tuning.origin(overviews, runs), tuning.tunings(overviews, runs, accuracy, names)
+    reference = _reference(runs, baseline, bool(origin.tuned))
     differences = compare.differences(runs, reference) if reference else pd.DataFrame()
     cells = density(runs)
     optional = {
         "paired": tables.paired(differences, reference, names) if reference else None,
         "lost": tables.lost(runs, cells.lost, names),
+        "tasks": tables.final(runs, accuracy, names) if len(accuracy) else None,
     }
     section = Section(
         title=group.title,
@@ -184,34 +196,31 @@ def _section(
         findings=findings.sentences(runs, differences, reference, names) if reference else findings.alone(runs, names),
         tables={
             "main": tables.main(runs, names),
-            "tasks": tables.final(runs, accuracy, names),
             "strategies": tables.strategies(runs, names),
             **{name: table for name, table in optional.items() if table},
         },
         figures=figures.every(runs, accuracy, cast) | _of_studies(overviews, cast),
-        ablation=ablation.ablation(runs, names, chosen_on_test=chosen is None or chosen.on_test),
+        ablation=ablation.ablation(runs, names, chosen_on_test=not origin.tuned or bool(origin.on_test)),
+        origin=origin,
         tuning=chosen,
-        limitations=limits.limitations(
-            runs, accuracy, differences, cells, overviews,
-            tuned_on_test=bool(chosen and chosen.on_test), tuned=chosen is not None,
-        ),
-    )  # fmt: skip
-    return _marked(section) if chosen and chosen.on_test else section
+        limitations=limits.limitations(runs, accuracy, differences, cells, overviews, origin, names),
+    )
+    return _marked(section) if origin.on_test else section
 
 
 def _marked(section: Section) -> Section:
     """What comes of a choice on the test set says so wherever it is shown: parts of a report go their own ways."""
+    mark, on_test = section.origin.mark, section.origin.on_test
 
     def table(given: Table) -> Table:
-        caption = f"{tuning.ON_TEST} {given.caption}"
-        return dataclasses.replace(given, caption=caption, frame=given.frame.assign(tuned_on_test=True))
+        known = "strategy" in given.frame
+        told = given.frame.assign(tuned_on_test=given.frame["strategy"].isin(on_test) if known else True)
+        return dataclasses.replace(given, caption=f"{mark} {given.caption}", frame=told)
 
     def drawn(given: figures.Drawn) -> figures.Drawn:
         if not given.figure.get_suptitle():
-            given.figure.suptitle(
-                tuning.ON_TEST.rstrip("."), x=0.01, ha="left", fontsize=7, color=study_figures.TUNED_ON_TEST
-            )
-        return dataclasses.replace(given, caption=f"{tuning.ON_TEST} {given.caption}")
+            given.figure.suptitle(mark.rstrip("."), x=0.01, ha="left", fontsize=7, color=study_figures.TUNED_ON_TEST)
+        return dataclasses.replace(given, caption=f"{mark} {given.caption}")
 
     parts = section.ablation
     return dataclasses.replace(
@@ -219,7 +228,7 @@ def _marked(section: Section) -> Section:
         tables={name: table(given) for name, given in section.tables.items()},
         figures={name: drawn(given) for name, given in section.figures.items()},
         ablation=parts and dataclasses.replace(parts, tables=[table(given) for given in parts.tables]),
-        tuning=section.tuning and dataclasses.replace(section.tuning, table=table(section.tuning.table)),
+        tuning=[dataclasses.replace(each, table=table(each.table)) for each in section.tuning],
     )
 
 
@@ -247,13 +256,19 @@ def question(runs: pd.DataFrame) -> str:
         runs: of one recipe.
     """
     tasks = int(runs["tasks"].iloc[0]) if "tasks" in runs and pd.notna(runs["tasks"].iloc[0]) else 0
-    sequence = f"{tasks} tasks" if tasks else "tasks"
-    strategies, seeds = runs["strategy"].nunique(), runs["seed"].nunique()
-    return (
-        f"How much does a network forget when it learns {sequence} one after another, and which of {strategies} "
-        f"strateg{'ies' if strategies > 1 else 'y'} forgets least, at which price on new tasks? "
-        f"Each was trained with {seeds} seed{'s' * (seeds > 1)}."
-    )
+    strategies, seeds = runs["strategy"].nunique(), counted(runs["seed"].nunique(), "seed")
+    which = f", and which of {strategies} strategies " if strategies > 1 else ""
+    if tasks == 1:
+        asked = f"How well does a network learn one task{f'{which}learns it best' * bool(which)}?"
+    else:
+        best = f"{which}forgets least, at which price on new tasks" if which else ", and at which price on new tasks"
+        asked = f"How much does a network forget when it learns {tasks or ''} tasks one after another{best}?"
+    return f"{asked.replace('  ', ' ')} {'Each' if which else 'It'} was trained with {seeds}."
+
+
+def counted(many: float | str, thing: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{many} {thing}{'s' * (str(many) != '1')}"
 
 
 INCREMENTAL = {
@@ -264,56 +279,78 @@ INCREMENTAL = {
 
 
 def setting(runs: pd.DataFrame) -> str:
-    """How the runs were trained and tested, in words.
+    """How the runs were trained and tested, in words; what labels tell of single strategies is left to these.
 
     Args:
         runs: of one recipe.
     """
-    run = runs.iloc[0]
-
-    def known(name: str) -> str:
-        return f"{run[name]:g}" if name in run and isinstance(run[name], float) else str(run.get(name, ""))
-
-    said = [f"Scenario `{known('scenario')}`"]
-    if "images" in run:
-        said.append(f"on {known('images')}")
-    said.append(INCREMENTAL.get(known("incremental"), ""))
-    length = f"{known('epochs')} epochs" if known("epochs") not in {"", "nan"} else f"{known('iterations')} steps"
-    trained = (
-        f"The network `{known('model')}` is trained with {known('optimizer')} at learning rate {known('lr')}, "
-        f"{length} a task, {known('batch_size')} images a step; the optimiser's state is "
-        f"{'kept' if known('optimizer_state') == 'keep' else 'reset'} between tasks."
+    known = recipes.shared(runs)
+    images = f"on {known['images']}" if "images" in known else ""
+    where = [f"Scenario {known.get('scenario', '')}", images, INCREMENTAL.get(known.get("incremental", ""), "")]
+    length = counted(known["epochs"], "epoch") if "epochs" in known else counted(known.get("iterations", ""), "step")
+    trained = {
+        "optimizer": f"with {known.get('optimizer')}",
+        "lr": f"at learning rate {known.get('lr')}",
+        "epochs" if "epochs" in known else "iterations": f"{length} a task",
+        "batch_size": f"{counted(known.get('batch_size', ''), 'image')} a step",
+    }
+    how = ", ".join(words for name, words in trained.items() if name in known).replace(", at learning", " at learning")
+    state = "kept" if known.get("optimizer_state") == "keep" else "reset"
+    kept = f"; the optimiser's state is {state} between tasks" if "optimizer_state" in known else ""
+    return (
+        f"{', '.join(part for part in where if part)}. The network {known.get('model', '')} is trained {how}{kept}. "
+        "After every task it is tested on the test images of all tasks."
     )
-    tested = "After every task it is tested on the test images of all tasks."
-    return f"{', '.join(part for part in said if part)}. {trained} {tested}"
 
 
 def _of_studies(overviews: Mapping[str, Overview], cast: figures.Cast) -> dict[str, figures.Drawn]:
     found: dict[str, figures.Drawn] = {}
-    for overview in overviews.values():
+    for run_id, stem in tuning.stems(overviews).items():
+        overview = overviews[run_id]
         if set(TRIALS) - overview.trials.keys():
             continue
         objectives = overview.settings["objective"].split(", ")
         directions = {name: "minimize" if name in LOWER_IS_BETTER else "maximize" for name in objectives}
         on_test = overview.settings.get("protocol") == "test-oracle"
         drawn = studies.drawn(overview.trials, directions, tuned_on_test=on_test, cast=cast)
-        found |= {f"study_{name}": shown for name, (shown, _) in drawn.items()}
+        of = f"Study {overview.study}. " if stem else ""
+        found |= {
+            f"study_{stem}{name}": dataclasses.replace(shown, caption=of + shown.caption)
+            for name, (shown, _) in drawn.items()
+        }
     return found
 
 
-def _ranking(sections: list[Section], cast: figures.Cast) -> tuple[ranks.Ranks | None, figures.Drawn | None]:
-    """Over scenarios, for the strategies that all of them have."""
+def _ranking(sections: list[Section], cast: figures.Cast) -> Ranking | None:
+    """Over scenarios, for the strategies that all of them have and that are not bounds."""
+    by_scenario: dict[str, Section] = {}
+    for section in sections:
+        by_scenario.setdefault(_scenario(section), section)  # of several recipes of one, the first
     means = {
-        section.title or str(i): compare.finished(section.runs).groupby("strategy")["average_accuracy"].mean()
-        for i, section in enumerate(sections)
+        scenario: compare.finished(section.runs).groupby("strategy")["average_accuracy"].mean()
+        for scenario, section in by_scenario.items()
     }
-    scores = pd.DataFrame(means).dropna().T
-    scores = scores[[label for label in cast.names if label in scores]]
-    if len(sections) < 2 or scores.shape[1] < 3:
-        return None, None
+    every = pd.DataFrame(means).T
+    scores = every.dropna(axis="columns")
+    scores = scores[[label for label in cast.names if label in scores and not compare.is_bound(label)]]
+    if len(by_scenario) < 2 or scores.shape[1] < 3:
+        return None
     found = ranks.friedman(scores)
     drawn = figures.critical_difference(found.mean_ranks, found.critical_difference, found.groups, len(scores), cast)
-    return found, drawn
+    missing = [
+        cast.names[label] for label in cast.names if label in every and label not in every.dropna(axis="columns")
+    ]
+    notes = [f"Left out, since not every scenario has runs of them: {'; '.join(missing)}."] if missing else []
+    bounds = [cast.names[label] for label in cast.names if label in every and compare.is_bound(label)]
+    notes += [f"Not ranked, as a bound: {'; '.join(bounds)}."] if bounds else []
+    if len(by_scenario) < len(sections):
+        notes.append("Of a scenario with several sections the first is ranked: one scenario is one observation.")
+    return Ranking(found, drawn, list(by_scenario), notes)
+
+
+def _scenario(section: Section) -> str:
+    """Its name, or what the section is called where it has none."""
+    return recipes.shared(section.runs).get("scenario", section.title)
 
 
 def _commands(overviews: Mapping[str, Overview]) -> list[str]:

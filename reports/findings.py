@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports import compare
+from reports import compare, names
 from reports.measures import NEW
 from reports.numbers import number, p_value
 
@@ -39,7 +39,9 @@ def sentences(runs: pd.DataFrame, frame: pd.DataFrame, reference: str, spoken: M
         )
     if len(ordered) > MOST:
         found.append(f"{len(ordered) - MOST} more strategies are in the table of paired differences.")
-    return [*found, *_decision(own), *_leader(runs, spoken)]
+    apart = [spoken[label] for label in dict.fromkeys(frame["strategy"]) if label not in set(own["strategy"])]
+    found += _incomparable(runs, apart, reference, spoken) + _decision(own, spoken) + _leader(runs, spoken)
+    return [_capital(said) for said in found]
 
 
 def alone(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
@@ -54,7 +56,21 @@ def alone(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
     name, n = spoken[str(accuracy["strategy"])], int(accuracy["n"])
     said = f"{name} reaches an average accuracy of {_share(accuracy)}"
     said += f" and forgets {_share(forgetting, 'points')}" if forgetting["n"] else ""
-    return [f"{said} (n = {n}). There is no other strategy to compare it with."]
+    return [_capital(f"{said} (n = {n}). There is no other strategy to compare it with.")]
+
+
+def _capital(said: str) -> str:
+    """As a sentence begins; a name that is somebody else's is left as it is written."""
+    return said[0].upper() + said[1:] if said.startswith(tuple(names.STRATEGIES.values())) else said
+
+
+def _incomparable(runs: pd.DataFrame, apart: list[str], reference: str, spoken: Mapping[str, str]) -> list[str]:
+    """Which strategies have no difference from the reference, and why."""
+    if not apart:
+        return []
+    if reference not in set(compare.finished(runs)["strategy"]):
+        return [f"No run of {spoken[reference]} finished, with which the others were to be compared (--baseline)."]
+    return [f"Without a finished seed in common with {spoken[reference]}, and not compared: {'; '.join(apart)}."]
 
 
 def _share(row: pd.Series, unit: str = "%") -> str:
@@ -67,13 +83,15 @@ def _difference(row: Row, metric: str, strategy: str, reference: str) -> str:
         "forgetting": ("forgets", "less", "more"),
         "average_accuracy": ("is", "less accurate", "more accurate"),
     }[metric]
-    value = float(row["difference"])
+    value, what = float(row["difference"]), metric.replace("_", " ")
+    if row["identical"]:
+        return f"{strategy}: {what} is identical to that of {reference} on every seed (n = {row['n']} paired seeds)"
     if not _told(row):
-        there = _about(row)
-        what = metric.replace("_", " ")
-        return f"{strategy}: no difference from {reference} in {what} detected at n = {row['n']} ({there})"
+        there = _about(row, said_n=row["n"])
+        seeds = f"{row['n']} paired seed{'s' * (row['n'] != 1)}"
+        return f"{strategy}: no difference from {reference} in {what} detected at n = {seeds}{there}"
     way = less if value < 0 else more
-    return f"{strategy} {verb} {_points(abs(value))} {way} than {reference} ({_about(row, flip=value < 0)})"
+    return f"{strategy} {verb} {_points(abs(value))} {way} than {reference}{_about(row, flip=value < 0)}"
 
 
 def _cost(row: pd.Series, said_n: int) -> str:
@@ -82,41 +100,45 @@ def _cost(row: pd.Series, said_n: int) -> str:
     if not known["n"]:
         return ""
     value = float(known["difference"])
+    if known["identical"]:
+        return "; on new tasks it is identical on every seed"
     if not _told(known):
-        return f"; no difference on new tasks is detected ({_about(known, said_n=said_n)})"
+        return f"; no difference on new tasks is detected{_about(known, said_n=said_n)}"
     sign = "at a cost of" if value < 0 else "and gains"
-    return f", {sign} {_points(abs(value))} on new tasks ({_about(known, said_n=said_n, flip=value < 0)})"
+    return f", {sign} {_points(abs(value))} on new tasks{_about(known, said_n=said_n, flip=value < 0)}"
 
 
 def _told(row: Row) -> bool:
     """Whether there is a difference to speak of: the test says so or, where it cannot decide, the interval does."""
-    if float(row["smallest_p_holm"]) <= compare.ALPHA:
+    if row["decidable"]:
         return bool(row["p_holm"] <= compare.ALPHA)
     low, high = float(row["low"]), float(row["high"])
     return low > 0 or high < 0
 
 
 def _about(row: Row, *, flip: bool = False, said_n: int = 0) -> str:
-    """Interval, n and p, or why there is none; `flip` for a difference that is spoken of as its size."""
-    n, low, high = int(row["n"]), float(row["low"]), float(row["high"])
-    seeds = f"n = {n} paired seed{'s' * (n != 1)}"
-    if pd.isna(low):
-        return f"{seeds}, without an interval"
+    """Interval, n unless it is said already, and p where the test can decide, in brackets."""
+    n, low, high, p = int(row["n"]), float(row["low"]), float(row["high"]), p_value(float(row["p_holm"]))
     low, high = (-high, -low) if flip else (low, high)
-    said = [f"95% CI {number(low)} to {number(high)}", *([seeds] if n != said_n else [])]
-    decides = float(row["smallest_p_holm"]) <= compare.ALPHA
-    p = p_value(float(row["p_holm"]))
-    return ", ".join([*said, *([f"Holm-adjusted p {'' if p.startswith('<') else '= '}{p}"] if decides else [])])
+    parts = {
+        "without an interval" if pd.isna(low) else f"95% CI {number(low)} to {number(high)}": True,
+        f"n = {n} paired seed{'s' * (n != 1)}": n != said_n,
+        f"Holm-adjusted p {'' if p.startswith('<') else '= '}{p}": bool(row["decidable"]),
+    }
+    return f" ({', '.join(part for part, said in parts.items() if said)})"
 
 
-def _decision(frame: pd.DataFrame) -> list[str]:
-    """That the test could not decide, where it could not."""
-    undecided = frame[frame["smallest_p_holm"] > compare.ALPHA]
+def _decision(frame: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
+    """That the test could not decide, where it could not: of all comparisons, or of those it is true of."""
+    undecided = compare.undecidable(frame)
     if undecided.empty:
         return []
-    n, least, adjusted = (undecided[name].iloc[0] for name in ("n", "smallest_p", "smallest_p_holm"))
-    if n < 2:
+    if compare.any_decidable(frame):
+        listed = "; ".join(f"{spoken[row.strategy]} (n = {row.n})" for row in compare.rows(undecided))
+        return [f"The paired permutation test cannot decide, for too few common seeds that differ, about: {listed}."]
+    if undecided["n"].max() < 2:
         return ["One seed has no spread: nothing here can be told from chance. Run more (seeds=5)."]
+    n, least, adjusted = undecided["n"].max(), undecided["smallest_p"].min(), undecided["smallest_p_holm"].min()
     of = "" if adjusted == least else f", {p_value(adjusted)} after Holm's adjustment over {len(frame)} comparisons"
     return [
         f"No paired permutation test decides here: at n = {n} its smallest attainable p is {p_value(least)}{of}. "
@@ -129,10 +151,15 @@ def _leader(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
     lead = compare.leaders(runs, "average_accuracy")
     if not (lead.best and lead.decidable):
         return []
+    among = compare.but_for_bounds(lead, spoken)
     if lead.alone:
-        return [f"{spoken[lead.best]} has the best average accuracy of all, told apart from every other strategy."]
+        apart = "of them" if among else "strategy"
+        said = f"has the best average accuracy{among or ' of all'}, told apart from every other {apart}"
+        return [f"{spoken[lead.best]} {said}."]
     others = [spoken[label] for label in spoken if label in lead.tied]
-    return [f"{spoken[lead.best]} has the best mean average accuracy; not told apart from it: {'; '.join(others)}."]
+    return [
+        f"{spoken[lead.best]} has the best mean average accuracy{among}; not told apart from it: {'; '.join(others)}."
+    ]
 
 
 def _points(value: float) -> str:

@@ -9,7 +9,9 @@ import pandas as pd
 from reports import compare, names
 from reports.density import Density
 from reports.load import Overview
+from reports.measures import COMPARED
 from reports.numbers import p_value
+from reports.tuning import Origin, readable
 
 # Seeds. With fewer an interval leans on the normality of its values, which is said of a strategy alone; where several
 # are compared, that the paired test cannot decide, as it cannot below six, is said instead.
@@ -23,9 +25,8 @@ def limitations(
     differences: pd.DataFrame,
     cells: Density,
     overviews: Mapping[str, Overview],
-    *,
-    tuned_on_test: bool,
-    tuned: bool,
+    origin: Origin,
+    spoken: Mapping[str, str],
 ) -> list[str]:
     """Sentences, the gravest first.
 
@@ -35,28 +36,35 @@ def limitations(
         differences: of `compare.differences`.
         cells: which strategies finished with which seeds.
         overviews: that the runs are tied to.
-        tuned_on_test: a study chose λ on the test set.
-        tuned: a study chose λ.
+        origin: which of the settings a study chose.
+        spoken: names by label.
     """
     found = [
-        _tuned_on_test(tuned_on_test),
-        "" if tuned else _best_of_sweep(runs),
+        _tuned_on_test(origin, spoken),
+        _best_of_sweep(runs[~runs["strategy"].isin(origin.tuned)]),
         _few_seeds(runs, differences),
         _lost(cells),
         _batchnorm(runs),
         _trunk(runs),
         _unread(runs, accuracy),
+        _unread_studies(overviews),
         _environments(overviews),
         _one_scenario(runs),
     ]
     return [said for said in found if said]
 
 
-def _tuned_on_test(tuned_on_test: bool) -> str:
-    if not tuned_on_test:
+def _tuned_on_test(origin: Origin, spoken: Mapping[str, str]) -> str:
+    if not origin.on_test:
         return ""
+    which = (
+        ""
+        if origin.on_test == origin.strategies
+        else " of " + "; ".join(name for label, name in spoken.items() if label in origin.on_test)
+    )
     return (
-        "TUNED ON TEST: the settings were chosen on the test images that are reported. These numbers are upper bounds."
+        f"TUNED ON TEST: the settings{which} were chosen on the test images that are reported. These numbers are upper "
+        "bounds."
     )
 
 
@@ -73,16 +81,30 @@ def _best_of_sweep(runs: pd.DataFrame) -> str:
 
 
 def _few_seeds(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
-    n = int(compare.finished(runs).groupby("strategy")["seed"].nunique().min()) if len(compare.finished(runs)) else 0
-    least = differences["smallest_p_holm"].max() if len(differences) else float("nan")
-    if n < 2:
+    counts = compare.finished(runs).groupby("strategy")["seed"].nunique()
+    if counts.empty or counts.max() < 2:
         return "One seed: there is no interval, and no difference can be told from chance."
-    if pd.notna(least) and least > compare.ALPHA:
+    undecided = compare.undecidable(differences) if len(differences) else differences
+    if len(undecided) and not compare.any_decidable(differences):
         return (
-            f"Few seeds: with n = {n} the paired permutation test cannot reach p ≤ 0.05 here (its smallest p is "
-            f"{p_value(differences['smallest_p'].max())}), and Student's t intervals lean on normality."
+            f"Few seeds: with n = {undecided['n'].max()} the paired permutation test cannot reach p ≤ 0.05 here (its "
+            f"smallest adjusted p is {p_value(undecided['smallest_p_holm'].min())}), and Student's t intervals lean on "
+            "normality."
         )
-    return f"Few seeds: n = {n}, intervals lean on normality." if n < FEW else ""
+    said = f"Few seeds: n = {counts.min()}, intervals lean on normality." if counts.min() < FEW else ""
+    return " ".join(part for part in (said, _undecided(undecided)) if part)
+
+
+def _undecided(undecided: pd.DataFrame) -> str:
+    """Which comparisons the test cannot decide, where it can decide others."""
+    if undecided.empty:
+        return ""
+    by_strategy = undecided.groupby("strategy", sort=False)["metric"].agg(list)
+    listed = "; ".join(
+        f"{names.spoken(str(label))} ({', '.join(COMPARED[metric] for metric in metrics)})"
+        for label, metrics in by_strategy.items()
+    )
+    return f"Too few common seeds that differ for the paired permutation test to reach p ≤ 0.05: {listed}."
 
 
 def _lost(cells: Density) -> str:
@@ -108,14 +130,15 @@ def _batchnorm(runs: pd.DataFrame) -> str:
 
 
 def _trunk(runs: pd.DataFrame) -> str:
-    if (
-        "trunk" not in runs
-        or not (shared := runs[runs["trunk"].notna() & (runs["trunk"] != "")])["trunk"].duplicated().any()
-    ):
+    known = runs[runs["trunk"].notna() & (runs["trunk"] != "")] if "trunk" in runs else runs[:0]
+    shared = known[known["trunk"].duplicated(keep=False)]["strategy"].nunique() if len(known) else 0
+    if not shared:
         return ""
+    every = runs["strategy"].nunique()
     return (
-        f"{shared['strategy'].nunique()} strategies share the first task's training, seed by seed, since they train "
-        "alike on it: their accuracies before task 2 are the same numbers, and differences begin at task 2."
+        f"{shared}{f' of {every}' if shared < every else ''} strategies share the first task's training, seed by seed, "
+        "since they train alike on it: their accuracies before task 2 are the same numbers, and differences begin at "
+        "task 2."
     )
 
 
@@ -126,6 +149,12 @@ def _unread(runs: pd.DataFrame, accuracy: pd.DataFrame) -> str:
         if absent
         else ""
     )
+
+
+def _unread_studies(overviews: Mapping[str, Overview]) -> str:
+    absent = [overview.study for overview in overviews.values() if overview.study and not readable(overview)]
+    listed = ", ".join(absent)
+    return f"The tables of trials of study {listed} could not be read: how it chose is not shown." if absent else ""
 
 
 def _environments(overviews: Mapping[str, Overview]) -> str:

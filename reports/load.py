@@ -47,6 +47,7 @@ COLUMNS = ("run_id", "run_key", "experiment", "overview", "strategy", "seed", "s
 CELLS = ("run_id", "run_key", "strategy", "seed", "after_task", "task", "accuracy")
 TRIALS = ("trials", "seeds", "search_space", "importance")
 READERS = 16  # files asked for at a time, where they come from a server
+ARTIFACTS = "mlartifacts"  # the folder beside a database of which artifacts have absolute paths
 IDS = 200  # runs named in a search request
 
 
@@ -139,6 +140,8 @@ class _Reader:
 
     def __init__(self, uri: str) -> None:
         self._uri, self._client = uri, client(uri)
+        database = Path(uri.removeprefix("sqlite:///"))
+        self._beside = database.parent / ARTIFACTS if uri.startswith("sqlite:///") else None
         with explained(uri):
             self.names: dict[str, str] = {e.experiment_id: e.name for e in self._client.search_experiments()}
 
@@ -193,8 +196,21 @@ class _Reader:
         overview = named[0]  # the newest
         found = self._tied(overview)
         if not found:
-            raise ReportError(f"study {name!r} has not tested its choice yet; finish it (forgetbench study --resume)")
+            raise ReportError(self._untested(name, self._overview(overview)))
         return found
+
+    def _untested(self, name: str, overview: Overview) -> str:
+        """Why a study has no runs: none of its trials gave it a choice, or it is not that far."""
+        trials = overview.trials.get("trials", pd.DataFrame({"state": []}))
+        states = trials["state"].value_counts()
+        # The tables of trials are written once, when a study has ended.
+        if len(trials) and "complete" not in states:
+            lost = ", ".join(f"{many} {state}" for state, many in states.items())
+            return (
+                f"study {name!r} chose nothing: of its {len(trials)} trials {lost}; search where runs end well, or "
+                "look at its recipe"
+            )
+        return f"study {name!r} has not tested its choice yet; finish it (forgetbench study --resume)"
 
     def _of_ids(self, ids: list[str]) -> list[Run]:
         there = self._by_id(ids)
@@ -248,7 +264,7 @@ class _Reader:
         where = urlparse(artifacts)
         try:
             if where.scheme in {"", "file"}:
-                return Path(url2pathname(where.path), name).read_text(encoding="utf-8")
+                return self._found(Path(url2pathname(where.path), name)).read_text(encoding="utf-8")
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder, quiet():
                 from mlflow.artifacts import download_artifacts
 
@@ -256,6 +272,13 @@ class _Reader:
                 return Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self._uri)).read_text()
         except Exception:  # each kind of store has its own errors, and a report without this file says so
             return None
+
+    def _found(self, path: Path) -> Path:
+        """The file, or where it is now: a folder that was copied or moved keeps its database and artifacts together."""
+        if self._beside is None or path.is_file() or ARTIFACTS not in path.parts:
+            return path
+        last = len(path.parts) - path.parts[::-1].index(ARTIFACTS)
+        return self._beside.joinpath(*path.parts[last:])
 
 
 def _frame(found: list[Run], names: dict[str, str]) -> pd.DataFrame:

@@ -48,29 +48,47 @@ CHOICES = {
     ("accumulate", "separate"): "separate anchors",
 }
 ALONE = {"estimator", "accumulate", "mode", "policy", "optimizer"}  # their values say what they are about
+IMAGES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
 GROUP = "\u202f"  # narrow no-break space: between groups of three digits
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def parse(label: str) -> tuple[str, dict[str, str]]:
-    """`ewc[estimator=exact,lam=10]` as `("ewc", {"estimator": "exact", "lam": "10"})`.
+    """`ewc[estimator=exact,lam=10]` as `("ewc", {"estimator": "exact", "lam": "10"})`; a remark after it is left out.
 
     Args:
         label: of a strategy; one that is not of this form is a name without options.
     """
-    found = re.fullmatch(r"([^\[\]]+)\[(\w+=.*)\]", label, re.DOTALL)
+    plain, _ = _parts(label)
+    found = re.fullmatch(r"([^\[\]]+)\[(\w+=.*)\]", plain, re.DOTALL)
     if not found:
-        return label, {}
+        return plain, {}
     # A comma that no `key=` follows belongs to the value before it.
     pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", found[2])]
     return found[1], {key: value for key, _, value in pairs}
+
+
+def remark(label: str) -> str:
+    """`validation; first-k` of `ewc (validation; first-k)`: what a comparison adds to a label; empty without one."""
+    return _parts(label)[1].removeprefix(" (").removesuffix(")")
+
+
+def _parts(label: str) -> tuple[str, str]:
+    """The label itself, and ` (...)` after it: what stands behind the options, or behind a name without any."""
+    found = re.fullmatch(r"([^\[\]()]+(?:\[\w+=.*\])?)( \([^\[\]]*\))", label, re.DOTALL)
+    return (found[1], found[2]) if found else (label, "")
 
 
 def family(label: str) -> str:
     """The label without its λ: equal for strategies that differ in nothing else."""
     name, options = parse(label)
     rest = ",".join(f"{key}={value}" for key, value in options.items() if key != "lam")
-    return f"{name}[{rest}]" if rest else name
+    return (f"{name}[{rest}]" if rest else name) + _parts(label)[1]
 
 
 def lam(label: str) -> float:
@@ -96,11 +114,11 @@ def sweeps(labels: Iterable[str], least: int) -> dict[str, list[str]]:
 
 
 def spoken(label: str) -> str:
-    """`EWC (empirical, λ = 1 000)` of `ewc[estimator=empirical,lam=1000]`."""
+    """`EWC (empirical, λ = 1 000)` of `ewc[estimator=empirical,lam=1000]`; a remark after the label stays."""
     name, options = parse(label)
     words = ", ".join(option(key, value) for key, value in options.items())
     known = STRATEGIES.get(name, name)
-    return f"{known} ({words})" if words else known
+    return (f"{known} ({words})" if words else known) + _parts(label)[1]
 
 
 def option(key: str, value: str) -> str:
@@ -108,6 +126,17 @@ def option(key: str, value: str) -> str:
     if (key, value) in CHOICES:
         return CHOICES[key, value]
     return value if key in ALONE else f"{OPTIONS.get(key, key)} = {number(value)}"
+
+
+def tasks(count: int, images: str) -> list[str]:
+    """A name for each task: its images where each task has a set of its own, else `task 1`, `task 2`, ...
+
+    Args:
+        count: of tasks.
+        images: names of all sets in the order of their first task, with commas between.
+    """
+    sets = images.split(", ") if images else []
+    return [IMAGES.get(name, name) for name in sets] if len(sets) == count else [f"task {i + 1}" for i in range(count)]
 
 
 def number(text: str) -> str:

@@ -19,7 +19,10 @@ FIELDS = {
     "incremental": "incremental type",
     "permuted": "tasks with shuffled pixels",
     "class_order": "class order",
+    "angles": "angles",
+    "data_version": "version of the data",
     "model": "network",
+    "model_version": "version of the network",
     "optimizer": "optimiser",
     "lr": "learning rate",
     "momentum": "momentum",
@@ -34,6 +37,9 @@ FIELDS = {
     "protocol": "tuning protocol",
 }
 """Params that say how a run was trained and tested, whatever its strategy, and what they are called."""
+VERSION = "strategy_version"
+"""Param of a strategy of the user's own: a digest of its source."""
+WORDS = FIELDS | {VERSION: "version of its code"}
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "evaluate_every": 0.0}  # not worth a row of the recipe's table
 
 
@@ -43,11 +49,13 @@ class Group:
 
     Attributes:
         title: what tells it from the report's other groups; empty where there is one.
-        runs: as `reports.load` has them.
+        runs: as `reports.load` has them, the newest of each strategy, seed and setting.
+        overviews: ids of those that its runs are tied to, also the runs left out for newer ones.
     """
 
     title: str
     runs: pd.DataFrame
+    overviews: frozenset[str] = frozenset()
 
 
 def groups(runs: pd.DataFrame, *, allow_mixed: bool = False) -> list[Group]:
@@ -64,20 +72,36 @@ def groups(runs: pd.DataFrame, *, allow_mixed: bool = False) -> list[Group]:
     """
     differing = [name for name in FIELDS if name in runs and _unlabelled(runs, name).nunique(dropna=False) > 1]
     if not differing:
-        _one_setting_a_label(runs)
-        return [Group("", runs)]
+        return [_group("", runs)]
     if not allow_mixed:
         raise ReportError(
             f"these runs were not all trained and tested alike: {_listed(runs, differing)}. Choose some with --run "
             "(an overview's id stands for its runs), or give --allow-mixed for a section each"
         )
     parts = list(runs.groupby(differing, sort=False, dropna=False))
-    for _, own in parts:
-        _one_setting_a_label(own)
-    return [
-        Group(title, own.reset_index(drop=True))
-        for title, (_, own) in zip(_titles(parts, differing), parts, strict=True)
-    ]
+    return [_group(title, own) for title, (_, own) in zip(_titles(parts, differing), parts, strict=True)]
+
+
+def _group(title: str, runs: pd.DataFrame) -> Group:
+    """What is current of these runs.
+
+    Raises:
+        ReportError: a label stands for two settings.
+    """
+    current = _newest(runs)
+    _one_setting_a_label(current)
+    return Group(title, current, frozenset(runs["overview"]) - {""})
+
+
+def _newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """One run a strategy, seed and setting: newer code, the user's own too, may have trained the same again.
+
+    The tracker lists the newest first. A run that no overview knows of is what a command left that did not end, or has
+    been taken from its experiment: it counts only where there is no other.
+    """
+    loose = runs.assign(loose=runs["overview"] == "").sort_values("loose", kind="stable")
+    kept = loose.drop_duplicates(["strategy", "seed", *options(runs.columns)])
+    return runs.loc[kept.index.sort_values()].reset_index(drop=True)
 
 
 def _titles(parts: list[tuple[Any, pd.DataFrame]], differing: list[str]) -> list[str]:
@@ -95,11 +119,20 @@ def recipe(runs: pd.DataFrame) -> dict[str, str]:
     Args:
         runs: of one group.
     """
+    return {FIELDS[name]: text for name, text in shared(runs).items()}
+
+
+def shared(runs: pd.DataFrame) -> dict[str, str]:
+    """The same by name of the field.
+
+    Args:
+        runs: of one group.
+    """
     found = {}
-    for name, words in FIELDS.items():
+    for name in FIELDS:
         values: list[object] = list(_unlabelled(runs, name).dropna().unique()) if name in runs else []
         if len(values) == 1 and values[0] != "" and PLAIN.get(name) != values[0]:
-            found[words] = _text(values[0])
+            found[name] = _text(values[0])
     return found
 
 
@@ -116,7 +149,8 @@ def _one_setting_a_label(runs: pd.DataFrame) -> None:
         ReportError: a label stands for two settings.
     """
     for label, own in runs.groupby("strategy", sort=False):
-        differing = [name for name in options(runs.columns) if own[name].nunique(dropna=False) > 1]
+        asked = [*options(runs.columns), *([VERSION] if VERSION in runs else [])]
+        differing = [name for name in asked if own[name].nunique(dropna=False) > 1]
         if differing:
             raise ReportError(
                 f"{label!r} stands for several settings: {_listed(own, differing)}. Choose some with --run"
@@ -125,12 +159,13 @@ def _one_setting_a_label(runs: pd.DataFrame) -> None:
 
 def options(columns: Iterable[str]) -> list[str]:
     """Params that are a strategy's own."""
-    return [name for name in columns if name not in {*COLUMNS, *FIELDS, *MEASURES, "strategy_name", "trunk", NEW}]
+    known = {*COLUMNS, *FIELDS, *MEASURES, "strategy_name", "trunk", NEW, VERSION}
+    return [name for name in columns if name not in known]
 
 
 def _listed(runs: pd.DataFrame, names: list[str]) -> str:
     return "; ".join(
-        f"{FIELDS.get(name, name)} {', '.join(_text(v) for v in _unlabelled(runs, name).unique())}" for name in names
+        f"{WORDS.get(name, name)} {', '.join(_text(v) for v in _unlabelled(runs, name).unique())}" for name in names
     )
 
 

@@ -8,8 +8,10 @@ import pandas as pd
 
 from reports import compare, names
 from reports.measures import COMPARED, MAIN
+from reports.names import GROUP
 from reports.numbers import NONE, interval, p_value, percent, points
-from reports.recipes import FIELDS, options
+from reports.recipes import FIELDS, options, shared
+from reports.statistics import DRAWS, EXACT_UP_TO
 from reports.table import Cell, Table
 
 MOST_TASKS = 10  # a column each; more are in the CSV alone
@@ -37,7 +39,7 @@ def main(runs: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
             [spoken[str(strategy)], str(own["n"].max()), *cells, *([str(gone.get(strategy, ""))] if len(gone) else [])]
         )
     header = ["strategy", "n", *(MAIN[metric] for metric in metrics), *(["lost"] if len(gone) else [])]
-    caption = f"In per cent: {INTERVAL}. {_ranking(list(lead.values()))}"
+    caption = f"In per cent: {INTERVAL}. {_ranking(list(lead.values()), spoken)}"
     return Table("main", caption.strip(), header, rows, summary)
 
 
@@ -58,11 +60,13 @@ def final(runs: pd.DataFrame, accuracy: pd.DataFrame, spoken: Mapping[str, str])
         rows.append([spoken[str(strategy)], str(own["n"].max()), *(cells.get(task, NONE) for task in shown)])
     left_out = f" Tasks {shown[4] + 1} to {shown[5] - 1} are in the CSV." if len(shown) < len(tasks) else ""
     caption = f"Accuracy on each task after the last one, in per cent: {INTERVAL}.{left_out}"
-    return Table("tasks", caption, ["strategy", "n", *(f"task {task}" for task in shown)], rows, frame)
+    sets = shared(runs).get("images", "")
+    known = dict(enumerate(names.tasks(int(accuracy["task"].max()), sets), start=1))
+    return Table("tasks", caption, ["strategy", "n", *(known[task] for task in shown)], rows, frame)
 
 
-def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Table:
-    """Differences from the reference.
+def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Table | None:
+    """Differences from the reference, or None where no strategy has a finished seed in common with it.
 
     Args:
         frame: of `compare.differences`.
@@ -70,6 +74,8 @@ def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Ta
         spoken: names by label.
     """
     metrics = [m for m in COMPARED if frame.loc[frame["metric"] == m, "n"].any()]
+    if not metrics:
+        return None
     rows = []
     for strategy, own in frame.groupby("strategy", sort=False):
         cells: list[str] = []
@@ -79,7 +85,7 @@ def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Ta
     header = ["strategy", "n", *(text for m in metrics for text in (COMPARED[m], "p"))]
     caption = (
         f"Each strategy less {spoken[reference]}, in points, over n common seeds: mean difference, its 95% interval "
-        "(Student's t), and the exact paired permutation test's p after Holm's adjustment over the strategies. "
+        f"(Student's t), and {_test(frame)} after Holm's adjustment over the strategies. "
         f"{_smallest(frame)}"
     )
     return Table("paired", caption.strip(), header, rows, frame)
@@ -141,7 +147,7 @@ def _ranked(text: str, strategy: str, leaders: compare.Leaders) -> Cell:
     return Cell(text, bold=leaders.alone and strategy == leaders.best, mark=TIE if tie else "")
 
 
-def _ranking(leaders: Sequence[compare.Leaders]) -> str:
+def _ranking(leaders: Sequence[compare.Leaders], spoken: Mapping[str, str]) -> str:
     """What bold and daggers mean, or that there can be none."""
     known = [each for each in leaders if each.best]
     if not known:
@@ -150,14 +156,26 @@ def _ranking(leaders: Sequence[compare.Leaders]) -> str:
         return "No best is marked: with so few seeds the paired test can tell no two strategies apart."
     alone = any(each.alone for each in known)
     ties = any(each.decidable and not each.alone for each in known)
-    said = ["Bold: better than every other strategy (paired permutation test, Holm-adjusted p ≤ 0.05)."] * alone
-    said += [f"{TIE}: the best, and those not told apart from it."] * ties
-    return " ".join(said)
+    among = compare.but_for_bounds(known[0], spoken)
+    said = [f"Bold: better than every other{among or ' strategy'} (paired permutation test, Holm-adjusted p ≤ 0.05)."]
+    said = said * alone + [f"{TIE}: the best{among}, and those not told apart from it."] * ties
+    return " ".join(
+        [*said, "The best is chosen from the same data, so this errs more often than 5% (docs/statistics.md)."]
+    )
+
+
+def _test(frame: pd.DataFrame) -> str:
+    """The paired test by name, and how its p was found where not all sign patterns were enumerated."""
+    exact = frame.loc[frame["n"] > 0, "exact"].astype(bool)
+    if exact.all():
+        return "the exact paired permutation test's p"
+    drawn = f"from {DRAWS:,} drawn sign patterns".replace(",", GROUP)
+    return f"the paired permutation test's p ({drawn}{f', exact up to {EXACT_UP_TO} differences' * bool(exact.any())})"
 
 
 def _smallest(frame: pd.DataFrame) -> str:
     """What the test could have said at most, where that is less than a decision."""
-    least = frame.groupby("metric", sort=False)["smallest_p_holm"].min().max()
-    if pd.isna(least) or least <= compare.ALPHA:
+    if compare.any_decidable(frame):
         return ""
-    return f"With so few seeds the adjusted p cannot fall below {p_value(least)}: the test cannot decide."
+    least = p_value(compare.undecidable(frame)["smallest_p_holm"].min())
+    return f"With so few seeds the adjusted p cannot fall below {least}: the test cannot decide."

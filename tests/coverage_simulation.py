@@ -18,6 +18,7 @@ from reports.statistics import Interval, iqm, mean_interval, paired
 Array = NDArray[np.float64]
 
 REPETITIONS = 2000
+LEADERS = 4000  # samples of several strategies, whose tests are done all at once
 
 
 def collapsing(u: Array) -> Array:
@@ -92,6 +93,39 @@ def centred_rejections(name: str, n: int) -> float:
     return 100 * float(np.mean([paired(d, np.zeros(n)).p <= 0.05 for d in differences]))
 
 
+def signs(n: int) -> Array:
+    """All patterns of n signs but for turning all of them, shape (2^(n-1), n)."""
+    patterns = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
+    return np.asarray(1.0 - 2 * patterns)
+
+
+def many_p(differences: Array) -> Array:
+    """The paired test's p of each row of differences, as `paired` has it where no two sums are equal.
+
+    Args:
+        differences: shape (..., n), of a continuous distribution.
+    """
+    flat = differences.reshape(-1, differences.shape[-1])
+    least = np.abs(flat.sum(axis=1)) * (1 - 1e-9)
+    patterns = signs(flat.shape[1])
+    found = [np.mean(np.abs(patterns @ row) >= bound) for row, bound in zip(flat, least, strict=True)]
+    return np.reshape(found, differences.shape[:-1])
+
+
+def smallest_holm(p: Array) -> Array:
+    """The least of the adjusted p of each row, which is that of the least p: m times as large."""
+    return np.minimum(p.shape[-1] * p.min(axis=-1), 1)
+
+
+def leader_rejections(k: int, n: int) -> float:
+    """Per cent of samples of k strategies alike in which some strategy is told apart from the one of the best mean."""
+    runs = np.random.default_rng([k, n]).standard_normal((LEADERS, k, n))
+    best = runs.mean(axis=2).argmax(axis=1)[:, None]
+    others = np.array([np.setdiff1d(np.arange(k), leader) for leader in best])
+    differences = runs[np.arange(LEADERS)[:, None], others] - runs[np.arange(LEADERS)[:, None], best]
+    return 100 * float(np.mean(smallest_holm(many_p(differences)) <= 0.05))
+
+
 def coverage_table(sizes: tuple[int, ...] = (3, 4, 5, 8, 10, 30)) -> str:
     """Markdown: coverage in per cent."""
     measures = {
@@ -119,5 +153,11 @@ def rejection_table(sizes: tuple[int, ...] = (5, 10, 20)) -> str:
     )
 
 
+def leader_table(sizes: tuple[int, ...] = (8, 10, 12, 15), strategies: tuple[int, ...] = (2, 3, 5, 11)) -> str:
+    """Markdown: how often some of the strategies, all alike, is told apart from the best of the data, in per cent."""
+    rows = [["all alike", f"{k} strategies", *(f"{leader_rejections(k, n):.1f}" for n in sizes)] for k in strategies]
+    return tabulate(rows, ["runs", "of", *(f"n = {n}" for n in sizes)], tablefmt="github", disable_numparse=True)
+
+
 if __name__ == "__main__":
-    print(coverage_table(), rejection_table(), sep="\n\n")
+    print(coverage_table(), rejection_table(), leader_table(), sep="\n\n")

@@ -60,15 +60,15 @@ def seeds(label: str, n: int, **given: float | str) -> list[Record]:
     return [record(label, seed, **given) for seed in range(n)]  # type: ignore[arg-type]
 
 
-def track(uri: str, name: str, records: Iterable[Record], folder: Path, **environment: str) -> str:
-    """Deliver runs as an experiment does.
+def track(uri: str, name: str, records: Iterable[Record], folder: Path, at: float = 1e6, **environment: str) -> str:
+    """Deliver runs as an experiment does, which began at that time.
 
     Returns:
         The id of their overview run.
     """
     records, tracker = list(records), Tracker(uri, name, folder / "mlartifacts")
     common = {k: v for k, v in records[0].fields.items() if v and all(r.fields.get(k) == v for r in records)}
-    tracker.open(common, 1e6)
-    tracker.deliver(records, start_times(((r.run_key, r.seed) for r in records), 1e6))
+    tracker.open(common, at)
+    tracker.deliver(records, start_times(((r.run_key, r.seed) for r in records), at))
     tracker.close(ENVIRONMENT | environment, "", {}, records[0].accuracy.shape[1], [r.strategy for r in records])
     return tracker._overview

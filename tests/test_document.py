@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from reports import compare, document, load, names
+from reports import compare, document, load, names, recipes, write
 from reports.load import ReportError, Tracked
 from reports.table import Cell
 from tests import synthetic_runs as made
@@ -22,11 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tracked(folder: Path, request: pytest.FixtureRequest):
-    """Tracks runs, and reads them again."""
+    """Tracks runs, each time newer ones, and reads all of them again."""
+    times = itertools.count(1e6, 1e4)
 
     def track(*records, **environment: str) -> Tracked:
         uri, name = f"sqlite:///{folder / 'mlflow.db'}", request.node.name
-        made.track(uri, name, records, folder, **environment)
+        made.track(uri, name, records, folder, next(times), **environment)
         return load.load(uri, experiments=[name])
 
     return track
@@ -58,7 +61,8 @@ def test_findings_say_how_much_less_is_forgotten_and_what_it_costs(tracked) -> N
     # 2/2^8 = 0.0078, and two comparisons.
     assert "n = 8 paired seeds, Holm-adjusted p = 0.016" in ewc
     assert any(
-        said.startswith("SI: no difference from fine-tuning in forgetting detected at n = 8")
+        said.startswith("SI: no difference from fine-tuning in forgetting detected at n = 8 paired seeds (95% CI ")
+        and said.count("n = 8") == 1
         for said in section.findings
     )
     assert (
@@ -99,6 +103,62 @@ def test_the_best_is_bold_where_the_test_says_so_and_ties_are_marked_where_it_do
     assert marked == {"EWC (exact, λ = 10)", "MAS"} and "†: the best, and those not told apart from it." in tied.caption
 
 
+def test_a_strategy_of_few_common_seeds_leaves_the_test_of_the_others_decided(tracked) -> None:
+    kept = {f"ewc[lam={lam}]": 0.6 + 0.05 * i for i, lam in enumerate((1, 2, 3, 4, 5))}
+    many = [r for label, keeps in kept.items() for r in made.seeds(label, 10, keeps=keeps, lam=label[8:-1])]
+    few = made.seeds("l2[lam=1]", 6, keeps=0.8, lam="1")
+    section = only(document.build(tracked(*made.seeds("naive", 10), *many, *few)))
+    frame = section.tables["paired"].frame.set_index(["strategy", "metric"]).loc["l2[lam=1]", "forgetting"]
+    # Holm: the other five, of 2/2^10 each, come first, so 2/2^6 is last and multiplied by 1.
+    assert (frame["smallest_p_holm"], frame["p_holm"]) == (0.03125, 0.03125) and frame["decidable"]
+    assert next(said for said in section.findings if said.startswith("L2")).count("Holm-adjusted p = 0.031") == 1
+    assert not any("decide" in said for said in section.findings)
+
+
+def test_findings_begin_as_sentences_do_but_for_names_of_others(tracked) -> None:
+    records = [*made.seeds("naive", 8, keeps=0.6), *made.seeds("si", 8), *made.seeds("mine:keep", 8, keeps=0.9)]
+    found = only(document.build(tracked(*records), baseline="si")).findings
+    assert any(said.startswith("Fine-tuning forgets") for said in found)
+    assert any(said.startswith("mine:keep forgets") for said in found)
+
+
+def test_what_is_identical_on_every_seed_is_said_and_undoes_no_other_test(tracked) -> None:
+    twin = made.seeds("ewc[lam=0]", 10, lam="0")
+    ewc = made.seeds("ewc[lam=10]", 10, keeps=0.9, lam="10")
+    section = only(document.build(tracked(*made.seeds("naive", 10), *twin, *ewc)))
+    assert (
+        "EWC (λ = 0): forgetting is identical to that of fine-tuning on every seed (n = 10 paired seeds); "
+        "on new tasks it is identical on every seed." in section.findings
+    )
+    assert not any("decide" in said or "1.00" in said for said in section.findings)
+    assert not any("Few seeds" in said for said in section.limitations)
+    assert "cannot fall below" not in section.tables["paired"].caption
+
+
+def test_a_strategy_of_one_common_seed_is_named_and_the_others_are_told_apart(tracked) -> None:
+    others = [*made.seeds("naive", 10), *made.seeds("ewc[lam=10]", 10, keeps=0.9, lam="10")]
+    section = only(document.build(tracked(*others, *made.seeds("l2[lam=1]", 1, keeps=0.8, lam="1"))))
+    assert any("Holm-adjusted p = 0.004" in said for said in section.findings)
+    (said,) = [said for said in section.findings if "decide" in said]
+    assert said.endswith("about: L2 (λ = 1) (n = 1).")
+    (few,) = [said for said in section.limitations if said.startswith("Few seeds")]
+    assert few.endswith(": L2 (λ = 1) (average accuracy, forgetting, accuracy on new tasks).")
+
+
+def test_without_common_seeds_there_is_no_test_and_no_empty_table(tracked) -> None:
+    apart = [made.record("l2[lam=1]", seed, keeps=0.8, lam="1") for seed in range(10, 20)]
+    section = only(document.build(tracked(*made.seeds("naive", 10), *made.seeds("si", 10, keeps=0.9), *apart)))
+    frame = section.tables["paired"].frame.set_index(["strategy", "metric"]).loc["l2[lam=1]", "forgetting"]
+    assert frame[["p_holm", "smallest_p", "smallest_p_holm"]].isna().all() and not frame["decidable"]
+    assert any(said.startswith("Without a finished seed in common with fine-tuning") for said in section.findings)
+
+
+def test_a_baseline_without_finished_runs_is_said(tracked) -> None:
+    alone = only(document.build(tracked(*made.seeds("naive", 10, status="diverged"), *made.seeds("si", 10))))
+    assert alone.findings[0].startswith("No run of fine-tuning finished, with which the others were to be compared")
+    assert "paired" not in alone.tables
+
+
 def test_one_seed_has_no_interval_and_says_so(tracked) -> None:
     section = only(document.build(tracked(*three(1))))
     assert "±" not in section.tables["main"].markdown()
@@ -110,7 +170,15 @@ def test_the_joint_bound_is_shown_and_not_ranked(tracked) -> None:
     section = only(document.build(tracked(*three(8), *made.seeds("joint", 8, keeps=1.0, learns=0.99))))
     row = next(line for line in section.tables["main"].markdown().splitlines() if "joint" in line)
     assert "**" not in row
-    assert any("EWC (exact, λ = 10) has the best average accuracy" in said for said in section.findings)
+    among = "of the strategies ranked (joint training, a bound, is not)"
+    assert f"EWC (exact, λ = 10) has the best average accuracy {among}, told apart from every other of them." in (
+        section.findings
+    )
+    assert f"Bold: better than every other {among} (paired" in section.tables["main"].caption
+    twin = [made.record("mas", seed, keeps=0.9, learns=0.85 + 0.001 * (-1) ** seed) for seed in range(8)]
+    tied = only(document.build(tracked(*three(8), *made.seeds("joint", 8, keeps=1.0, learns=0.99), *twin)))
+    assert f"†: the best {among}, and those" in tied.tables["main"].caption
+    assert any(f"has the best mean average accuracy {among}; not told" in said for said in tied.findings)
 
 
 def test_strategies_are_compared_on_the_seeds_that_both_finished(tracked) -> None:
@@ -149,6 +217,24 @@ def test_a_difference_that_labels_tell_is_part_of_the_comparison(tracked) -> Non
     assert any("BatchNorm's statistics are not handled alike" in said for said in section.limitations)
 
 
+def test_strategies_that_share_no_trunk_are_not_counted_among_those_that_do(tracked) -> None:
+    apart = [dataclasses.replace(r, facts=r.facts | {"trunk": f"own{r.seed}"}) for r in made.seeds("naive", 3)]
+    shared = [*made.seeds("ewc[lam=1]", 3, lam="1"), *made.seeds("si", 3)]
+    said = only(document.build(tracked(*apart, *shared))).limitations
+    assert any(each.startswith("2 of 3 strategies share the first task's training") for each in said)
+
+
+def test_where_all_strategies_share_a_trunk_none_is_counted_apart(tracked) -> None:
+    said = only(document.build(tracked(*three(3)))).limitations
+    assert any(each.startswith("3 strategies share the first task's training") for each in said)
+
+
+def test_the_table_says_where_p_is_of_drawn_sign_patterns(tracked) -> None:
+    few, many = (only(document.build(tracked(*three(n)))).tables["paired"].caption for n in (8, 22))
+    assert "the exact paired permutation test's p after" in few
+    assert "exact" not in many.partition("(from")[0] and "(from 99\u202f999 drawn sign patterns" in many
+
+
 def test_one_label_of_two_settings_is_refused(tracked) -> None:
     runs = [made.record("l2", 0, lam="1"), made.record("l2", 1, lam="2"), *made.seeds("naive", 2)]
     with pytest.raises(ReportError, match="'l2' stands for several settings: lam 2, 1|lam 1, 2"):
@@ -183,6 +269,63 @@ def test_one_strategy_is_reported_without_a_comparison(tracked) -> None:
     assert "There is no other strategy to compare it with." in section.findings[0]
 
 
+# Runs of several versions
+
+
+def test_of_a_strategys_versions_the_newest_counts_and_a_mix_of_them_is_refused(tracked) -> None:
+    old = made.seeds("mine:keep", 3, keeps=0.8, strategy_version="aaa")
+    tracked(*made.seeds("naive", 3), *old)
+    found = tracked(*made.seeds("mine:keep", 3, keeps=0.9, strategy_version="bbb"))
+    section = only(document.build(found))
+    assert set(section.runs["strategy_version"].dropna()) == {"bbb"} and document.build(found).superseded == 3
+    assert "bbb" not in section.tables["strategies"].markdown()
+    later = [made.record("mine:keep", seed, keeps=0.9, strategy_version="aaa") for seed in (3, 4)]
+    with pytest.raises(ReportError, match="'mine:keep' stands for several settings: version of its code (aaa|bbb), "):
+        document.build(tracked(*later))
+
+
+def test_a_run_that_an_overview_knows_of_counts_before_a_newer_one_that_none_does(tracked) -> None:
+    found = tracked(*made.seeds("naive", 2), *made.seeds("si", 2, keeps=0.9))
+    loose = found.runs.iloc[:1].assign(run_id="loose", overview="", average_accuracy=0.0)
+    runs = pd.concat([loose, found.runs], ignore_index=True)
+    report = document.build(dataclasses.replace(found, runs=runs))
+    assert "loose" not in set(only(report).runs["run_id"]) and report.superseded == 1
+    alone = runs[runs["run_id"] != found.runs["run_id"].iloc[0]]
+    assert "loose" in set(only(document.build(dataclasses.replace(found, runs=alone))).runs["run_id"])
+
+
+@pytest.mark.parametrize("field", ["angles", "data_version", "model_version"])
+def test_runs_on_other_data_or_networks_of_ones_own_are_not_mixed(tracked, field: str) -> None:
+    found = tracked(*made.seeds("naive", 2, **{field: "one"}), *made.seeds("si", 2, **{field: "two"}))
+    with pytest.raises(ReportError, match=f"{recipes.FIELDS[field]} (one, two|two, one)"):
+        document.build(found)
+
+
+# What is said of the recipe
+
+
+def test_the_setting_is_what_the_runs_share_and_not_that_of_the_first(tracked) -> None:
+    first = made.seeds("naive[lr=0.01]", 2, lr="0.01")
+    section = only(document.build(tracked(*first, *made.seeds("si", 2), *made.seeds("mas", 2))))
+    assert "with adam at learning rate 0.001, 5 epochs a task, 64 images a step" in section.setting
+    assert section.recipe["learning rate"] == "0.001"
+
+
+def test_one_task_one_strategy_and_one_epoch_are_spoken_of_as_one(tracked) -> None:
+    section = only(document.build(tracked(*made.seeds("naive", 1, tasks=1, epochs="1"))))
+    assert section.question == "How well does a network learn one task? It was trained with 1 seed."
+    assert "1 epoch a task" in section.setting
+    both = [*made.seeds("naive", 2), *made.seeds("si", 2)]
+    many = document.question(pd.DataFrame([{"tasks": 3, "strategy": r.strategy, "seed": r.seed} for r in both]))
+    assert "learns 3 tasks one after another, and which of 2 strategies forgets least" in many
+    assert many.endswith("Each was trained with 2 seeds.")
+
+
+def test_what_stands_in_a_recipe_is_text_and_no_markup(tracked) -> None:
+    found = document.build(tracked(*made.seeds("naive", 1, model="my_nets:make", images="odd_[set]")))
+    assert r"The network my\_nets:make is trained" in write.render(found) and r"odd\_\[set\]" in write.render(found)
+
+
 # How much of the gain is EWC's
 
 
@@ -211,6 +354,36 @@ def test_the_batchnorm_ablation_says_how_much_of_the_gain_is_ewcs(tracked) -> No
     assert [row[1] for row in table.rows] == ["updating", "frozen", "updating", "frozen"]
     assert table.rows[2][2:] == ["0", "not run", "not run"]
     assert any("freezing alone accounts for 50% of the gain" in said for said in ablation.sentences)
+
+
+def test_freezing_accounts_for_no_share_of_the_gain_where_its_own_may_be_none(tracked) -> None:
+    records = [
+        dataclasses.replace(r, values=r.values | {"average_accuracy": r.values["average_accuracy"] + noise})
+        for i, r in enumerate(notebook(6))
+        for noise in [0.5 * (-1) ** i if "freeze" in r.strategy and r.strategy.startswith("naive") else 0.0]
+    ]
+    ablation = only(document.build(tracked(*records))).ablation
+    assert ablation is not None and not any("freezing alone accounts" in said for said in ablation.sentences)
+
+
+def test_an_estimator_none_of_whose_runs_finished_shifts_no_count_and_batches_are_apart(tracked) -> None:
+    kinds = [
+        ("exact", "1", "100", "diverged"),
+        ("sampled", "1", "100", "finished"),
+        ("sampled", "2", "100", "finished"),
+    ]
+    kinds.append(("sampled", "4", "50", "finished"))
+    records = [
+        record
+        for estimator, lam, batch, status in kinds
+        for record in made.seeds(
+            f"ewc[estimator={estimator},fisher_batch_size={batch},lam={lam}]", 3, status=status, lam=lam,
+            estimator=estimator, fisher_samples="0", fisher_batch_size=batch, accumulate="separate",
+        )
+    ]  # fmt: skip
+    ablation = only(document.build(tracked(*made.seeds("naive", 3), *records))).ablation
+    assert ablation is not None
+    assert [(row[0].count("Fisher batch = 50"), row[1]) for row in ablation.tables[0].rows] == [(0, "2"), (1, "1")]
 
 
 def test_each_estimator_stands_at_its_own_best_strength(tracked) -> None:
@@ -249,9 +422,32 @@ def test_strategies_are_ranked_over_scenarios(folder: Path) -> None:
         )
     found = load.load(uri, experiments=["split-digits", "rotated-digits", "permuted-digits"])
     report = document.build(found, allow_mixed=True)
-    assert report.ranking is not None and report.ranking_figure is not None
-    assert next(iter(report.ranking.mean_ranks)) == EWC
+    assert report.ranking is not None and report.ranking.notes == []
+    assert next(iter(report.ranking.ranks.mean_ranks)) == EWC
     assert {section.title for section in report.sections} == {"split-digits", "rotated-digits", "permuted-digits"}
+
+
+def test_a_scenario_is_ranked_once_and_what_is_left_out_is_named(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    kept = {"naive": 0.5, "si": 0.6, "mas": 0.7, "joint": 1.0}
+    extra = {"a": {"lwf": 0.8}, "b": {}, "c": {}}
+    for name, scenario, epochs in (("a", "split", "5"), ("b", "split", "9"), ("c", "rotated", "5")):
+        runs = [
+            made.record(label, seed, keeps, scenario=scenario, epochs=epochs)
+            for label, keeps in (kept | extra[name]).items()
+            for seed in range(2)
+        ]
+        made.track(uri, f"ranked-{name}", runs, folder)
+    found = load.load(uri, experiments=["ranked-a", "ranked-b", "ranked-c"])
+    report = document.build(found, allow_mixed=True)
+    assert report.ranking is not None and report.ranking.scenarios == ["split", "rotated"]
+    assert list(report.ranking.ranks.mean_ranks) == ["mas", "si", "naive"]
+    text = write.render(report)
+    assert "Friedman's test over 2 scenarios (split, rotated)" in text and "fine-tuning forgets" not in text
+    assert "Left out, since not every scenario has runs of them: LwF. Not ranked, as a bound: joint training." in text
+    assert "the first is ranked" in text
+    one = load.load(uri, experiments=["ranked-a", "ranked-b"])
+    assert document.build(one, allow_mixed=True).ranking is None
 
 
 def test_names_of_one_report_are_the_same_in_every_section(folder: Path) -> None:

@@ -210,11 +210,15 @@ MACHADO = {
 XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 
 
+def linear(colour: str) -> np.ndarray:
+    """RGB as light adds up."""
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
 def lab(colour: str, seen: list[list[float]]) -> np.ndarray:
     """CIE L*a*b* of a colour as somebody sees it."""
-    rgb = np.array(to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    xyz = np.array(XYZ) @ np.clip(np.array(seen) @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    xyz = np.array(XYZ) @ np.clip(np.array(seen) @ linear(colour), 0, 1) / [0.95047, 1, 1.08883]
     x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -223,6 +227,13 @@ def lab(colour: str, seen: list[list[float]]) -> np.ndarray:
 def test_the_palette_stays_apart_for_colour_blind_readers(sight: str) -> None:
     seen = [lab(colour, MACHADO[sight]) for colour in style.PALETTE]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 15  # seaborn's colorblind: 11
+
+
+def test_lines_stand_out_from_white_but_for_a_grey() -> None:
+    def contrast(colour: str) -> float:
+        return 1.05 / (float(np.array(XYZ)[1] @ linear(colour)) + 0.05)
+
+    assert {colour for colour in style.PALETTE if contrast(colour) < 3} == {"#94a4a2"}  # 2.6
 
 
 def test_of_many_strategies_those_that_differ_in_lambda_share_a_colour_and_one_stands_for_them() -> None:
@@ -414,6 +425,7 @@ def test_a_row_has_every_seed_their_mean_and_its_interval() -> None:
     for (strategy, look), y in zip(Cast.of(runs["strategy"]).looks.items(), axis.get_yticks(), strict=True):
         values = runs.loc[runs["strategy"] == strategy, "average_accuracy"]
         interval, seeds, mean = lines(axis, look.colour)
+        assert mean.get_marker() == "None" and len(set(mean.get_xdata())) == 1  # a tick, which hides no interval
         half = 4.302653 * values.std() / math.sqrt(3)
         assert list(interval.get_xdata()) == pytest.approx([values.mean() - half, values.mean() + half])
         assert list(seeds.get_xdata()) == list(values) and mean.get_xdata()[0] == pytest.approx(values.mean())

@@ -27,10 +27,21 @@ from strategies import registry
         ("frozen", "frozen after task 1"),
         ("mine:Magnitude", "mine:Magnitude"),
         ("mine:Magnitude[lam=1,odd_option=a b]", "mine:Magnitude (λ = 1, odd_option = a b)"),
+        ("ewc (validation; first-k)", "EWC (validation; first-k)"),
+        ("ewc[estimator=exact] (validation)", "EWC (exact) (validation)"),
+        ("l2[note=a] (b]", "L2 (note = a] (b)"),
     ],
 )
 def test_a_label_is_spoken_as_papers_name_the_strategy(label: str, name: str) -> None:
     assert names.spoken(label) == name
+
+
+def test_a_remark_after_a_label_is_no_part_of_name_or_options() -> None:
+    label = "ewc[estimator=exact,lam=10] (test-oracle, tuned on test; first-k)"
+    assert names.parse(label) == ("ewc", {"estimator": "exact", "lam": "10"})
+    assert names.remark(label) == "test-oracle, tuned on test; first-k" and names.remark("ewc[lam=10]") == ""
+    assert names.family(label) == "ewc[estimator=exact] (test-oracle, tuned on test; first-k)"
+    assert names.parse("joint (validation)") == ("joint", {}) and names.parse("odd(one)") == ("odd(one)", {})
 
 
 def test_every_strategy_built_in_has_a_spoken_name() -> None:

@@ -69,6 +69,15 @@ def test_final_accuracy_on_each_task_is_over_the_runs_that_finished() -> None:
     assert found[2:] == [["fine-tuning", "2", "30.0 ± 127.1", "90.0 ± 127.1"], ["L2", "1", "70.0", "90.0"]]
 
 
+@pytest.mark.parametrize(
+    ("images", "header"),
+    [("mnist, fashion-mnist", ["MNIST", "Fashion-MNIST"]), ("digits, mine:sets", ["digits", "mine:sets"]),
+     ("mnist", ["task 1", "task 2"])],
+)  # fmt: skip
+def test_tasks_of_a_set_each_have_its_name(images: str, header: list[str]) -> None:
+    assert list(tables.final(GOLDEN_RUNS.assign(images=images), GOLDEN_ACCURACY, NAMES).header[2:]) == header
+
+
 def test_the_column_of_lost_runs_is_there_only_if_some_are() -> None:
     runs, accuracy = frames()
     assert "lost" not in main(runs)[0]

@@ -258,10 +258,26 @@ def test_the_paired_test_holds_its_level_whatever_the_distribution_of_the_runs(n
     assert 2 <= coverage_simulation.exchangeable_rejections(name, 10) <= 6
 
 
+def test_tests_done_all_at_once_are_the_paired_test_and_holms_adjustment():
+    differences = np.random.default_rng(0).standard_normal((20, 4, 7)) + 0.5
+    p = coverage_simulation.many_p(differences)
+    assert p.tolist() == [[paired(d, np.zeros(7)).p for d in each] for each in differences]
+    assert coverage_simulation.smallest_holm(p).tolist() == [holm(each).min() for each in p]
+
+
+@pytest.mark.parametrize(("k", "low", "high"), [(2, 3, 6), (11, 8, 13)])
+def test_of_many_strategies_alike_some_is_told_apart_from_the_best_too_often(k, low, high):
+    assert low <= coverage_simulation.leader_rejections(k, 10) <= high
+
+
 @pytest.mark.slow
 def test_the_documented_tables_are_those_of_the_simulation():
     documented = [cells(line) for line in DOCS.read_text().splitlines() if line.startswith("|")]
-    tables = coverage_simulation.coverage_table(), coverage_simulation.rejection_table()
+    tables = (
+        coverage_simulation.coverage_table(),
+        coverage_simulation.rejection_table(),
+        coverage_simulation.leader_table(),
+    )
     for line in "\n".join(tables).splitlines():
         labels, numbers = cells(line)
         found = [row for name, row in documented if name == labels]

@@ -28,7 +28,7 @@ def forgetting_by_task(accuracy: pd.DataFrame, cast: Cast | None = None) -> Draw
     few = accuracy["task"].max() <= ROWS + 1
     made = _rows(frame, shown, cast) if few else _curves(frame, shown, cast)
     counts = frame.groupby(["strategy", "task"])["seed"].nunique()
-    how = f"small marks are seeds, large ones the {mean_over(counts, 'bar')}" if few else mean_over(counts, "band")
+    how = f"marks are seeds, ticks the {mean_over(counts, 'bar')}" if few else mean_over(counts, "band")
     if counts.empty or counts.max() == 1:
         how = mean_over(counts, "")
     caption = (

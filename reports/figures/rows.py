@@ -20,6 +20,7 @@ from reports.statistics import Interval, mean_interval
 
 NAMES = 0.4 * COLUMN  # room for names, inches
 SEEDS = 0.075  # how far below a mean its seeds are drawn, inches
+TICK = 0.04  # half the height of the tick that is a mean, inches
 Values = Mapping[str, NDArray[np.float64]]
 
 
@@ -45,7 +46,9 @@ def seed_distribution(runs: pd.DataFrame, cast: Cast | None = None) -> Drawn:
         axis.set_xlabel(f"average accuracy (%){f', n = {counts[0]}' if alike else ''}")
         if not alike:
             _counts(rows, values)
-    caption = f"Average accuracy of every seed (small marks, below) and {mean_over(counts, 'bar')}."
+    several = max(counts, default=0) > 1
+    how = " (marks, below) and, as a tick, the " if several else ": "
+    caption = f"Average accuracy of every seed{how}{mean_over(counts, 'bar')}."
     if not any(counts):
         caption = "Average accuracy: no run finished."
     return Drawn(rows.figure, caption + unfinished(runs.assign(finished=done), cast))
@@ -89,7 +92,7 @@ def row_panels(cast: Cast, shown: list[str], columns: int = 1) -> Rows:
 
 
 def draw_rows(axis: Axes, at: dict[str, float], values: Values, cast: Cast, bounds: tuple[float, float]) -> None:
-    """Mean and interval on each row, seeds below.
+    """Mean, as a tick, and interval on each row, seeds below.
 
     Args:
         axis: a panel of rows.
@@ -105,9 +108,10 @@ def draw_rows(axis: Axes, at: dict[str, float], values: Values, cast: Cast, boun
             axis.text(0.02, y, "no run finished", color=FAINT, va="center", transform=axis.get_yaxis_transform())
             continue
         above, below = y - SEEDS / 2, y + SEEDS / 2
-        axis.plot([interval.low, interval.high], [above, above], color=look.colour, lw=1.6, solid_capstyle="butt")
+        axis.plot([interval.low, interval.high], [above, above], color=look.colour, lw=2.4, solid_capstyle="butt")
         axis.plot(seeds, np.full(len(seeds), below), ms=2.5, alpha=0.6, **look.mark)
-        axis.plot([interval.mean], [above], ms=5, **look.mark | {"mec": "white", "mew": 0.5})
+        # A mark would hide an interval that is narrower than it.
+        axis.plot([interval.mean] * 2, [above - TICK, above + TICK], color=look.colour, lw=0.8, solid_capstyle="butt")
     axis.set_xlim(*_limits([*values.values()], [*found.values()], bounds))
 
 

@@ -28,7 +28,7 @@ def every(runs: pd.DataFrame, accuracy: pd.DataFrame, cast: Cast | None = None) 
 
     Args:
         runs: one row a run, see `reports.load`.
-        accuracy: one row a cell, see `reports.load`.
+        accuracy: one row a cell, see `reports.load`; of no cells, figures are those that need none.
         cast: of the report; by default the strategies of `runs`.
     """
     cast = cast or Cast.of(runs["strategy"])
@@ -36,14 +36,14 @@ def every(runs: pd.DataFrame, accuracy: pd.DataFrame, cast: Cast | None = None) 
     strategies = cast.among(runs["strategy"])
     shown = strategies if len(strategies) <= MOST else list(representatives(runs, strategies).values())
     own, cells = runs[runs["strategy"].isin(shown)], accuracy[accuracy["strategy"].isin(shown)]
-    found = {
-        "accuracy_over_tasks": accuracy_over_tasks(cells, cast),
-        "seed_distribution": seed_distribution(own, cast),
-    }
-    if accuracy["task"].max() > 1:
+    there = not cells.empty  # matrices are files, which may be gone
+    found = {"accuracy_over_tasks": accuracy_over_tasks(cells, cast)} if there else {}
+    found["seed_distribution"] = seed_distribution(own, cast)
+    if there and cells["task"].max() > 1:
         found["stability_plasticity"] = stability_plasticity(cells, cast)
         found["forgetting_by_task"] = forgetting_by_task(cells, cast)
-    found["accuracy_matrices"] = accuracy_matrices(cells, cast)
+    if there:
+        found["accuracy_matrices"] = accuracy_matrices(cells, cast)
     if len(shown) < len(strategies):
         said = CHOSEN.format(shown=len(shown), all=len(strategies))
         found = {name: replace(drawn, caption=drawn.caption + said) for name, drawn in found.items()}
