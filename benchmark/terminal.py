@@ -176,7 +176,9 @@ def study_table(answers: Sequence[Answer]) -> Table:
     Args:
         answers: one a strategy.
     """
-    from studies.answers import interval, shown
+    from benchmark.intervals import mean_interval, percent
+    from reports.numbers import number, points
+    from studies.answers import shown
 
     counts = sorted({len(values) for a in answers for values in a.tested.values()})
     n = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
@@ -201,12 +203,8 @@ def study_table(answers: Sequence[Answer]) -> Table:
         trials, first = f"{answer.trials[0]}{failed}", [label, shown(answer.params) or "none"]
         flat = "; ".join(f"{k} {low:.3g} to {high:.3g}" for k, (low, high) in answer.flat.items())
         for i, (name, promised) in enumerate(answer.promised.items()):
-            mean, half = interval(answer.tested[name])
-            numbers = [
-                f"{100 * promised:.1f}",
-                f"{100 * mean:.1f} ± {100 * half:.1f}",
-                f"{100 * (mean - promised):+.1f}",
-            ]
+            tested = mean_interval(answer.tested[name])
+            numbers = [number(promised), percent(tested), points(tested.mean - promised)]
             table.add_row(*(first if i == 0 else ["", ""]), name.replace("_", " "), *numbers, flat, "" if i else trials)
         if not answer.promised:
             table.add_row(*first, "", "", "", "", "", trials)
@@ -219,7 +217,9 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     Args:
         rows: of `studies.comparison`.
     """
-    from studies.answers import interval, shown
+    from benchmark.intervals import NONE, mean_interval, percent
+    from reports.numbers import number
+    from studies.answers import shown
     from studies.comparison import baseline, differences
 
     n, against = max((len(row.values) for row in rows), default=0), baseline(rows)
@@ -236,16 +236,15 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     for name in ("by its own rule", "here", f"against {against}"):
         table.add_column(name, justify="right", no_wrap=name == "here")
     for row in rows:
-        mean, half = interval([*row.values.values()])
-        gap, width = interval(differences(row, rows))
+        reported, gap = mean_interval(row.reported), mean_interval(differences(row, rows))
         table.add_row(
             row.label.replace("[", r"\["),
             row.protocol,
             shown(row.params) or "none",
             row.objective.replace("_", " "),
-            f"{100 * interval(row.reported)[0]:.1f}",
-            f"{100 * mean:.1f} ± {100 * half:.1f}",
-            "" if row.protocol == against else f"{100 * gap:+.1f} ± {100 * width:.1f}",
+            number(reported.mean) if row.reported else NONE,
+            percent(mean_interval([*row.values.values()])),
+            "" if row.protocol == against else percent(gap, signed=True),
         )
     return table
 

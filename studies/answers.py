@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial, TrialState
-from scipy import stats
 from tabulate import tabulate
 
+from benchmark.intervals import mean_interval, percent
 from studies import objectives, places, plasticity
 from studies.final import Tested
 from studies.search import Searcher
@@ -88,21 +87,12 @@ def _flat(study: Study, searcher: Searcher, best: FrozenTrial | None) -> dict[st
     return {k: (min(t.params[k] for t in near), max(t.params[k] for t in near)) for k in numbers}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of Student's 95% interval; NaN for the width of fewer than two."""
-    mean = float(np.mean(values)) if values else float("nan")
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def markdown(answers: list[Answer]) -> str:
     """What a study found, as a Markdown table; in per cent."""
     rows = []
     for a in answers:
         for name, promised in a.promised.items():
-            mean, half = interval(a.tested[name])
-            tested = f"{100 * mean:.1f} ± {100 * half:.1f}"
+            tested = percent(mean_interval(a.tested[name]))
             rows.append([f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, a.protocol])
     heads = ["strategy", "best setting", "objective", "promised", "tested (95% interval)", "protocol"]
     table = str(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))

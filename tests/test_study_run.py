@@ -30,7 +30,7 @@ from benchmark.terminal import study_table
 from strategies import EWC, FinishedTask, Params
 from studies import objectives, spec
 from studies import run as studying
-from studies.answers import Answer, interval, shown
+from studies.answers import Answer, shown
 from studies.pruning import GivenUp, Halving
 from studies.run import Outcome
 from studies.spec import Study
@@ -542,14 +542,6 @@ def test_64_trials_find_a_lambda_within_a_point_of_the_best_of_a_fine_grid(tmp_p
 # Words and numbers
 
 
-def test_an_interval_is_students_t() -> None:
-    mean, half = interval([0.1, 0.2, 0.3])
-    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6))
-    mean, half = interval([0.5])
-    assert mean == 0.5 and math.isnan(half)
-    assert all(math.isnan(value) for value in interval([]))
-
-
 def test_a_setting_is_shown_short() -> None:
     assert shown({"lam": 12345.678, "estimator": "exact", "draws": 3}) == "lam=1.23e+04, estimator=exact, draws=3"
 
@@ -570,7 +562,7 @@ def test_the_table_has_the_setting_what_was_promised_what_was_tested_the_gap_and
         flat={"lam": (100.0, 2e4)},
     )
     said = printed(answer)
-    row = "ewc[estimator=exact] lam=1.23e+03 average accuracy 90.0 85.0 ± 12.4 -5.0 lam 100 to 2e+04 8, 1 failed"
+    row = "ewc[estimator=exact] lam=1.23e+03 average accuracy 90.0 85.0 ± 12.4 −5.0 lam 100 to 2e+04 8, 1 failed"
     assert row in said and "n = 3 seeds" in said and "TUNED" not in said and "first-k" not in said
 
 
