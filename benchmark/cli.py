@@ -236,8 +236,8 @@ def study(
             asked = f"--experiment {compared.name} --baseline '{against}'"
             say(f"report   forgetbench report {asked}{_options(tracking_uri, out)}")
     say(f"trials   {opened.name}")
-    if beside and (lost := beside.failed()):
-        _fail(lost, 1)
+    if lost := {left.folder.name: failed for left in every if (failed := left.failed())}:
+        _fail("\n".join(f"{name}: {failed}" if len(every) > 1 else failed for name, failed in lost.items()), 1)
 
 
 @app.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
 from optuna.storages import InMemoryStorage
+from rich.console import Console
 
 from benchmark import experiment
+from benchmark.terminal import comparison_table
 from reports import overview
 from studies import comparison, objectives, spec
 from studies.answers import Answer
@@ -23,7 +26,7 @@ STUDIES = spec.parse(changed({"protocol": PROTOCOLS, "seeds": 2, "test_seeds": 3
 
 def answer(lam: float | None, protocol: str, *reported: float) -> Answer:
     params = {} if lam is None else {"lam": lam}
-    return Answer("ewc", params, (4, 0), {}, {"average_accuracy": [*reported]}, protocol=protocol)
+    return Answer("ewc", params, {"complete": 4}, {}, {"average_accuracy": [*reported]}, protocol=protocol)
 
 
 def test_what_was_chosen_is_an_experiment_of_fresh_seeds_and_one_entry_a_setting() -> None:
@@ -92,3 +95,12 @@ def test_others_are_compared_with_what_did_not_look_at_test_images() -> None:
     assert comparison.baseline([row("test-oracle"), row("first-k"), row("validation")]) == "validation"
     assert comparison.baseline([row("test-oracle"), row("first-k"), row("two-dataset")]) == "first-k"
     assert comparison.baseline([row("test-oracle")]) == "test-oracle"
+
+
+def test_the_table_says_of_how_many_seeds_each_mean_is_and_has_no_interval_of_one() -> None:
+    rows = [row("validation", 0.8, 0.7, 0.6), row("first-k", 0.9), row("test-oracle", 0.8, 0.7, 0.6)]
+    console = Console(width=200, file=io.StringIO())
+    console.print(comparison_table(rows))
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    for words in ("– 3 70.0 ± 24.8", "– 1 90.0 ± – +10.0 ± –", "– 3 70.0 ± 24.8 0.0 ± –", "over n = 1 to 3 seeds"):
+        assert words in said
