@@ -376,18 +376,19 @@ def sync(
     Example: forgetbench sync --tracking-uri http://127.0.0.1:5000
     """
     from benchmark import experiment
-    from benchmark.results import ResultsError
     from reports import overview
 
     folders = sorted(path.parent for path in out.glob("*/runs.csv"))
     if not folders:
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
-    console, refused = _console(), list[str]()
+    console, refused = _console(), dict[str, list[str]]()
     for folder in folders:
         try:
             counts = experiment.sync(folder, partial(_tracker, tracking_uri, out, folder.name), overview)
-        except ResultsError as error:
-            refused.append(str(error))
+        except Exception as error:  # whatever it is, other folders have their own results
+            if debug:
+                raise
+            refused.setdefault(_words(error), []).append(folder.name)
             continue
         if counts is None:
             said = "a study, whose command delivers it: forgetbench study ... --resume"
@@ -396,7 +397,7 @@ def sync(
             said = f"{new} of {held} runs delivered, {held - new} were there"
         console.print(f"{folder.name}: {said}", highlight=False)
     if refused:
-        _fail("\n".join(refused), 2)
+        _fail("\n".join(f"{', '.join(names)}: {why}" for why, names in refused.items()), 1)
 
 
 @data_app.command("fetch")
@@ -516,7 +517,12 @@ def _writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # one that is there may be somebody else's
     except OSError as error:
-        _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", 2)
+    """Refuse a folder that cannot be written, before anything slow.
+
+    Raises:
+        ValueError: with what to do.
+    """
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
 
 
 def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
@@ -550,9 +556,7 @@ def main() -> None:
             sys.exit(error.exit_code)
         if "--debug" in sys.argv:
             raise
-        if _expected(error):
-            _fail(str(error), 2)
-        _fail(f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)", 1)
+        _fail(_words(error), 2 if _expected(error) else 1)
     if status == INTERRUPTED:
         _fail("interrupted; finished runs are kept, the same command continues", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
@@ -571,6 +575,13 @@ def _expected(error: BaseException) -> bool:
     # Only what was imported can have been raised; importing here would cost seconds.
     ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)
     return isinstance(error, (*ours, ValueError))
+def _words(error: BaseException) -> str:
+    """What is said of an error."""
+    if _expected(error):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)"
+
+
 
 
 def _fail(message: str, status: int) -> NoReturn:

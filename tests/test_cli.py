@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from typer.main import get_command
 
-from benchmark import cli, schedule
+from benchmark import cli, experiment, schedule, tracking
 from benchmark.sources import IDX_FILES
 
 GOOD = """
@@ -415,7 +416,57 @@ def test_sync_goes_on_after_a_folder_that_it_cannot_read(
     damaged.parent.mkdir()
     damaged.write_bytes(b"run_key\n\xff\xff\n")
     done = forgetbench("sync", "--tracking-uri", uri)
-    assert done.status == 2 and "damaged" in done.text and "well: 1 of 1 runs delivered" in done.text
+    assert done.status == 1 and "damaged" in done.text and "well: 1 of 1 runs delivered" in done.text
+
+
+def test_sync_goes_on_after_a_folder_that_mlflow_or_the_disk_does_not_take(
+    finished: tuple[Path, Done], forgetbench: Command, tmp_path: Path
+) -> None:
+    folder, _ = finished
+    uri = f"sqlite:///{folder / 'out' / 'mlflow.db'}"
+    (tmp_path / "trial.toml").write_text(GOOD)
+    run = ("run", "trial.toml", 'strategy=[{name="l2"}]', "--offline", "--device", "cpu")
+    for name in ("deleted", "elsewhere", "last"):
+        assert forgetbench(*run, f"name={name}").status == 0
+    client = MlflowClient(tracking_uri=uri)
+    client.delete_experiment(client.create_experiment("deleted"))
+    (tmp_path / "out" / "mlartifacts").mkdir()
+    (tmp_path / "out" / "mlartifacts" / "elsewhere").touch()
+    done = forgetbench("sync", "--tracking-uri", uri)
+    assert done.status == 1 and "last: 1 of 1 runs delivered" in done.out
+    said = [line.removeprefix("forgetbench: ") for line in done.err.splitlines()]
+    assert [line.split(":")[0] for line in said] == ["deleted", "elsewhere"]
+    assert "'deleted' was deleted: restore it" in said[0] and "cannot write to out/mlartifacts/elsewhere" in said[1]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_sync_goes_on_after_an_error_that_is_ours(
+    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished[0] / "out" / "trial", tmp_path / "out" / name)
+
+    def broken(folder: Path, *args: object) -> tuple[int, int]:
+        if folder.name == "one":
+            raise RuntimeError("this cannot happen")
+        return 0, 2
+
+    monkeypatch.setattr(experiment, "sync", broken)
+    done = forgetbench("sync")
+    assert done.status == 1 and "two: 0 of 2 runs delivered" in done.out
+    assert "one: unexpected RuntimeError: this cannot happen (a bug of forgetbench; --debug shows where)" in done.err
+    with pytest.raises(RuntimeError, match="this cannot happen"):
+        forgetbench("sync", "--debug")
+
+
+def test_a_server_that_is_down_is_said_once_whatever_is_to_be_delivered(
+    finished: tuple[Path, Done], forgetbench: Command, closed: str, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished[0] / "out" / "trial", tmp_path / "out" / name)
+    done = forgetbench("sync", "--tracking-uri", closed)
+    assert done.status == 1 and done.err.startswith("forgetbench: one, two: the tracking server ")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command) -> None:
