@@ -166,6 +166,14 @@ def test_where_fine_tuning_itself_diverges_there_is_nothing_to_compare_with(tmp_
         go(made(TABLE, train=train, strategy=[L2]), tmp_path)
 
 
+def test_a_trial_is_compared_with_fine_tuning_of_all_its_seeds_or_with_none() -> None:
+    trial, seeds = [record("a", "l2", 0, 0.1), record("b", "l2", 1, 0.1)], [{"seed": 0}, {"seed": 1}]
+    plasticity.compare(seeds, trial, [])  # by another protocol
+    assert seeds == [{"seed": 0}, {"seed": 1}]
+    with pytest.raises(ValueError, match="shorter"):
+        plasticity.compare(seeds, trial, [record("c", "naive", 0, 0.1)])
+
+
 def test_fine_tuning_that_failed_is_tried_again_and_not_compared_with() -> None:
     well, lost = record("a", "l2", 0, 0.1), dataclasses.replace(record("b", "naive", 1, 0.0), status="failed")
     with pytest.raises(StudyError, match=r"^fine-tuning failed with seeds 1: .*--resume tries again$"):
