@@ -116,6 +116,7 @@ OFFLINE = ("run", "permuted-digits", "--offline")
         ),
         (("run", "nowhere.toml", "--offline"), "no preset and no file 'nowhere.toml' (forgetbench list presets)"),
         ((*OFFLINE, 'strategy=[{name="ewcc"}]'), "strategy.0.name: unknown strategy 'ewcc'; did you mean 'ewc'?"),
+        (("study", "nope", "--offline"), "no preset and no file 'nope' (forgetbench list studies)"),
         ((*OFFLINE, "scenario=permuted"), "scenario: unknown scenario 'permuted'; did you mean 'permuted-mnist'?"),
         ((*OFFLINE, "scenario.name=[1]"), "scenario: "),
         ((*OFFLINE, "model=mpl"), "model: unknown model 'mpl'; did you mean 'mlp'? (forgetbench list models)"),
