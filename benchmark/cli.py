@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from enum import StrEnum
@@ -124,7 +125,7 @@ def run(
     console.print()
     console.print(result_table(*outcome.frames()))
     console.print()
-    say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
+    say(_tables(outcome.folder))
     if tracker and not outcome.undelivered:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
     else:
@@ -172,6 +173,7 @@ def study(
     from studies import spec
 
     chosen = spec.load(preset_or_file, overrides or [])
+    from benchmark.server import sqlite
     from benchmark.terminal import Monitor, comparison_table, plain, study_table
     from reports import studies as presentation
     from studies import comparison, search
@@ -180,7 +182,7 @@ def study(
 
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
-    opened = Storage.of(storage or f"sqlite:///{out.resolve() / 'optuna.db'}")
+    opened = Storage.of(storage or sqlite(out / "optuna.db"))
     if new and (name := search.free_name(chosen, opened)) != chosen[0].experiment.name:
         chosen = spec.load(preset_or_file, [*(overrides or []), f'name="{name}"'])
         say(f"another study of its name; name={name} --resume continues it")
@@ -229,13 +231,13 @@ def study(
         say(outcome.timing())
     every: list[studying.Outcome | Outcome] = [*outcomes, *([beside] if beside else [])]
     for left in every:
-        say(f"tables   {left.folder / 'runs.csv'}, {left.folder / 'accuracy.csv'}")
+        say(_tables(left.folder))
     if all(left.undelivered is None for left in every) and not offline:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
         if compared and (against := comparison.baseline_entry(rows)):
-            asked = f"--experiment {compared.name} --baseline '{against}'"
+            asked = f"--experiment {compared.name} --baseline {_quoted(against)}"
             say(f"report   forgetbench report {asked}{_options(tracking_uri, out)}")
-    say(f"trials   {opened.name}")
+    say(f"trials   {_quoted(opened.name)}")
     if lost := {left.folder.name: failed for left in every if (failed := left.failed())}:
         _fail("\n".join(f"{name}: {failed}" if len(every) > 1 else failed for name, failed in lost.items()), 1)
 
@@ -292,7 +294,7 @@ def report(
     write.write(document, folder, formats=wanted, template=template, command=typed(), say=say)
     for finding in [said for section in document.sections for said in section.findings]:
         say(f"- {finding}")
-    say(f"\nreport   {folder / 'report.md'}")
+    say(f"\nreport   {_quoted(folder / 'report.md')}")
 
 
 @app.command("list")
@@ -509,19 +511,21 @@ def _trains(
 
 
 def _default_uri(out: Path) -> str:
-    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    from benchmark.server import sqlite
+
+    return sqlite(out / "mlflow.db")
 
 
 def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # one that is there may be somebody else's
-    except OSError as error:
     """Refuse a folder that cannot be written, before anything slow.
 
     Raises:
         ValueError: with what to do.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # one that is there may be somebody else's
+    except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
 
 
@@ -534,12 +538,21 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
     return Tracker(uri or _default_uri(out), name, artifacts)
 
 
+def _tables(folder: Path) -> str:
+    return f"tables   {_quoted(folder / 'runs.csv')}, {_quoted(folder / 'accuracy.csv')}"
+
+
 def _options(uri: str | None, out: Path) -> str:
     """What a command needs to find these results, for copying."""
     from benchmark.server import redacted
 
-    shown = f" --out {out}" if out != Path("out") else ""
-    return shown + (f" --tracking-uri {redacted(uri)}" if uri else "")
+    shown = f" --out {_quoted(out)}" if out != Path("out") else ""
+    return shown + (f" --tracking-uri {_quoted(redacted(uri))}" if uri else "")
+
+
+def _quoted(word: str | Path) -> str:
+    """As a shell takes it, whatever is in it."""
+    return shlex.quote(str(word))
 
 
 def main() -> None:
@@ -562,6 +575,13 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _words(error: BaseException) -> str:
+    """What is said of an error."""
+    if _expected(error):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)"
+
+
 def _expected(error: BaseException) -> bool:
     """Whether this is an error that its message explains."""
     names: dict[str, Any] = {
@@ -575,13 +595,6 @@ def _expected(error: BaseException) -> bool:
     # Only what was imported can have been raised; importing here would cost seconds.
     ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)
     return isinstance(error, (*ours, ValueError))
-def _words(error: BaseException) -> str:
-    """What is said of an error."""
-    if _expected(error):
-        return str(error)
-    return f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)"
-
-
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import make_url
 from typer.main import get_command
 
 from benchmark import cli, experiment, schedule, tracking
@@ -115,8 +116,8 @@ OFFLINE = ("run", "permuted-digits", "--offline")
             "no preset and no file 'permuted-digit'; did you mean 'permuted-digits'?",
         ),
         (("run", "nowhere.toml", "--offline"), "no preset and no file 'nowhere.toml' (forgetbench list presets)"),
-        ((*OFFLINE, 'strategy=[{name="ewcc"}]'), "strategy.0.name: unknown strategy 'ewcc'; did you mean 'ewc'?"),
         (("study", "nope", "--offline"), "no preset and no file 'nope' (forgetbench list studies)"),
+        ((*OFFLINE, 'strategy=[{name="ewcc"}]'), "strategy.0.name: unknown strategy 'ewcc'; did you mean 'ewc'?"),
         ((*OFFLINE, "scenario=permuted"), "scenario: unknown scenario 'permuted'; did you mean 'permuted-mnist'?"),
         ((*OFFLINE, "scenario.name=[1]"), "scenario: "),
         ((*OFFLINE, "model=mpl"), "model: unknown model 'mpl'; did you mean 'mlp'? (forgetbench list models)"),
@@ -487,6 +488,21 @@ def test_the_ui_listens_on_loopback_alone(
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{folder / 'out' / 'mlflow.db'}"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_the_ui_finds_a_database_whose_path_means_something_in_a_url(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    monkeypatch.setattr(tracking, "links", lambda uri: [])
+    (tmp_path / "50% ?").mkdir()
+    (tmp_path / "50% ?" / "mlflow.db").touch()
+    assert forgetbench("ui", "--out", "50% ?").status == 0
+    (command,) = started
+    uri = command[command.index("--backend-store-uri") + 1]
+    assert make_url(uri).database == str(tmp_path / "50% ?" / "mlflow.db")
 
 
 def test_the_command_that_is_suggested_shows_no_password(
