@@ -168,6 +168,8 @@ def study(
 
     Example: forgetbench study lambda-permuted-digits study.trials=16
     """
+    if resume and new:
+        _fail("--resume continues a study, --new starts another: give one of them", 2)
     _writable(out)
     console = _console()
     from studies import spec
@@ -237,6 +239,10 @@ def study(
         if compared and (against := comparison.baseline_entry(rows)):
             asked = f"--experiment {compared.name} --baseline {_quoted(against)}"
             say(f"report   forgetbench report {asked}{_options(tracking_uri, out)}")
+        elif len(outcomes) == 1 and any(answer.tests.get("finished") for answer in answers):
+            say(f"report   forgetbench report --study {outcomes[0].folder.name}{_options(tracking_uri, out)}")
+    else:
+        say(f"MLflow   not delivered; the same command with --resume{' and without --offline' * offline} delivers")
     say(f"trials   {_quoted(opened.name)}")
     if lost := {left.folder.name: failed for left in every if (failed := left.failed())}:
         _fail("\n".join(f"{name}: {failed}" if len(every) > 1 else failed for name, failed in lost.items()), 1)
@@ -571,7 +577,8 @@ def main() -> None:
             raise
         _fail(_words(error), 2 if _expected(error) else 1)
     if status == INTERRUPTED:
-        _fail("interrupted; finished runs are kept, the same command continues", INTERRUPTED)
+        how = " with --resume" if "study" in sys.argv[1:2] else ""
+        _fail(f"interrupted; finished runs are kept, the same command{how} continues", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

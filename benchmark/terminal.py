@@ -203,7 +203,7 @@ def study_table(answers: Sequence[Answer]) -> Table:
         label = answer.label.replace("[", r"\[") + (f"\n{answer.protocol}" if len(protocols) > 1 else "")
         first = [label, shown(answer.params) or "none"]
         last = [counted(answer.trials), *([counted(answer.tests)] if incomplete and answer.tests else [])]
-        flat = "; ".join(f"{k} {low:.3g} to {high:.3g}" for k, (low, high) in answer.flat.items())
+        flat = "; ".join(f"{k} {_range(low, high)}" for k, (low, high) in answer.flat.items())
         for i, (name, promised) in enumerate(answer.promised.items()):
             tested = mean_interval(answer.tested[name])
             numbers = [number(promised), percent(tested), points(tested.mean - promised)]
@@ -213,6 +213,11 @@ def study_table(answers: Sequence[Answer]) -> Table:
         if not answer.promised:
             table.add_row(*first, "", "", "", "", "", *last)
     return table
+
+
+def _range(low: float, high: float) -> str:
+    """`530 to 6.79e+03`, or the one value there is."""
+    return " to ".join(dict.fromkeys([f"{low:.3g}", f"{high:.3g}"]))
 
 
 def _from_to(counts: Iterable[int]) -> str:

@@ -116,6 +116,7 @@ OFFLINE = ("run", "permuted-digits", "--offline")
             "no preset and no file 'permuted-digit'; did you mean 'permuted-digits'?",
         ),
         (("run", "nowhere.toml", "--offline"), "no preset and no file 'nowhere.toml' (forgetbench list presets)"),
+        (("study", "nope", "--resume", "--new"), "--resume continues a study, --new starts another: give one of them"),
         (("study", "nope", "--offline"), "no preset and no file 'nope' (forgetbench list studies)"),
         ((*OFFLINE, 'strategy=[{name="ewcc"}]'), "strategy.0.name: unknown strategy 'ewcc'; did you mean 'ewc'?"),
         ((*OFFLINE, "scenario=permuted"), "scenario: unknown scenario 'permuted'; did you mean 'permuted-mnist'?"),
@@ -242,7 +243,10 @@ def test_an_interrupted_command_says_that_nothing_finished_is_lost(
     monkeypatch.setattr(schedule, "execute", interrupted)
     done = forgetbench(*OFFLINE, "seeds=1")
     assert done.status == 130
-    assert "interrupted; finished runs are kept" in done.err
+    assert "interrupted; finished runs are kept, the same command continues" in done.err
+    study = forgetbench("study", "lambda-permuted-digits", "--offline")
+    assert study.status == 130
+    assert "interrupted; finished runs are kept, the same command with --resume continues" in study.err
 
 
 # Help and lists
@@ -543,6 +547,7 @@ def test_a_report_of_what_was_tuned_on_test_says_so_in_every_table_and_figure(
     small = ["study.trials=2", "study.batch=2", "study.protocol=test-oracle", "study.test_seeds=2", "train.epochs=1"]
     study = forgetbench("study", "lambda-permuted-digits", *small, "scenario.tasks=2", "--device", "cpu")
     assert study.status == 0, study.text
+    assert "report   forgetbench report --study lambda-permuted-digits" in study.out
     report = forgetbench("report", "--study", "lambda-permuted-digits", "-o", "report")
     assert report.status == 0, report.text
     folder = tmp_path / "report"
@@ -557,7 +562,9 @@ def test_another_study_of_a_name_is_continued_by_its_own(forgetbench: Command, t
     small = ["study.trials=2", "study.batch=2", "study.test_seeds=2", "train.epochs=1", "scenario.tasks=2"]
     small += ["study.protocol=['validation', 'test-oracle']"]
     options = ["--device", "cpu", "--offline"]
-    assert forgetbench("study", "lambda-permuted-digits", *small, *options).status == 0
+    first = forgetbench("study", "lambda-permuted-digits", *small, *options)
+    assert first.status == 0
+    assert "not delivered; the same command with --resume and without --offline delivers" in first.text
     again = forgetbench("study", "lambda-permuted-digits", *small, *options, "--new")
     assert again.status == 0 and "name=lambda-permuted-digits-2 --resume continues it" in again.text
     own = "name=lambda-permuted-digits-2"

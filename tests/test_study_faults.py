@@ -263,7 +263,7 @@ def test_a_study_that_searches_something_else_is_refused_with_what_differs(case:
     with pytest.raises(StudyError) as caught:
         Searcher(other, other.searches[0], storage, resume=True)
     title, *lines = str(caught.value).splitlines()
-    assert title == "the study 'trial/ewc' is another one; --new starts one of its own:"
+    assert title == "the study 'trial/ewc' that is there is not what this command asks for; --new starts another:"
     (line,) = lines
     assert line.startswith(f"  {key}: ") and line.count(" there, ") == 1 and line.endswith(" here")
     there, here = (study.description(study.searches[0])[key] for study in (first, other))

@@ -622,6 +622,11 @@ def test_the_table_has_the_setting_what_was_promised_what_was_tested_the_gap_and
     assert row in said and "n = 3 seeds" in said and "TUNED" not in said and "first-k" not in said
 
 
+def test_a_setting_that_is_alone_within_a_point_is_no_range() -> None:
+    answer = Answer("ewc", {"lam": 1.0}, {"complete": 8}, {"bwt": 0.0}, {"bwt": [0.0, 0.1]}, {"lam": (1.0, 1.0)})
+    assert "lam 1 8 tested" in printed(answer)
+
+
 def test_what_a_gap_is_not_made_of_the_same_tasks_by_is_said_under_the_table() -> None:
     answer = Answer("ewc", {"lam": 1.0}, {"complete": 8}, {"bwt": 0.0}, {"bwt": [0.0, 0.1]})
     notes = {
