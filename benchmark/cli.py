@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from enum import StrEnum
@@ -124,7 +125,7 @@ def run(
     console.print()
     console.print(result_table(*outcome.frames()))
     console.print()
-    say(f"tables   {outcome.folder / 'runs.csv'}, {outcome.folder / 'accuracy.csv'}")
+    say(_tables(outcome.folder))
     if tracker and not outcome.undelivered:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
     else:
@@ -167,11 +168,14 @@ def study(
 
     Example: forgetbench study lambda-permuted-digits study.trials=16
     """
+    if resume and new:
+        _fail("--resume continues a study, --new starts another: give one of them", 2)
     _writable(out)
     console = _console()
     from studies import spec
 
     chosen = spec.load(preset_or_file, overrides or [])
+    from benchmark.server import sqlite
     from benchmark.terminal import Monitor, comparison_table, plain, study_table
     from reports import studies as presentation
     from studies import comparison, search
@@ -180,7 +184,7 @@ def study(
 
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
-    opened = Storage.of(storage or f"sqlite:///{out.resolve() / 'optuna.db'}")
+    opened = Storage.of(storage or sqlite(out / "optuna.db"))
     if new and (name := search.free_name(chosen, opened)) != chosen[0].experiment.name:
         chosen = spec.load(preset_or_file, [*(overrides or []), f'name="{name}"'])
         say(f"another study of its name; name={name} --resume continues it")
@@ -229,15 +233,19 @@ def study(
         say(outcome.timing())
     every: list[studying.Outcome | Outcome] = [*outcomes, *([beside] if beside else [])]
     for left in every:
-        say(f"tables   {left.folder / 'runs.csv'}, {left.folder / 'accuracy.csv'}")
+        say(_tables(left.folder))
     if all(left.undelivered is None for left in every) and not offline:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
         if compared and (against := comparison.baseline_entry(rows)):
-            asked = f"--experiment {compared.name} --baseline '{against}'"
+            asked = f"--experiment {compared.name} --baseline {_quoted(against)}"
             say(f"report   forgetbench report {asked}{_options(tracking_uri, out)}")
-    say(f"trials   {opened.name}")
-    if beside and (lost := beside.failed()):
-        _fail(lost, 1)
+        elif len(outcomes) == 1 and any(answer.tests.get("finished") for answer in answers):
+            say(f"report   forgetbench report --study {outcomes[0].folder.name}{_options(tracking_uri, out)}")
+    else:
+        say(f"MLflow   not delivered; the same command with --resume{' and without --offline' * offline} delivers")
+    say(f"trials   {_quoted(opened.name)}")
+    if lost := {left.folder.name: failed for left in every if (failed := left.failed())}:
+        _fail("\n".join(f"{name}: {failed}" if len(every) > 1 else failed for name, failed in lost.items()), 1)
 
 
 @app.command()
@@ -292,7 +300,7 @@ def report(
     write.write(document, folder, formats=wanted, template=template, command=typed(), say=say)
     for finding in [said for section in document.sections for said in section.findings]:
         say(f"- {finding}")
-    say(f"\nreport   {folder / 'report.md'}")
+    say(f"\nreport   {_quoted(folder / 'report.md')}")
 
 
 @app.command("list")
@@ -376,18 +384,19 @@ def sync(
     Example: forgetbench sync --tracking-uri http://127.0.0.1:5000
     """
     from benchmark import experiment
-    from benchmark.results import ResultsError
     from reports import overview
 
     folders = sorted(path.parent for path in out.glob("*/runs.csv"))
     if not folders:
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
-    console, refused = _console(), list[str]()
+    console, refused = _console(), dict[str, list[str]]()
     for folder in folders:
         try:
             counts = experiment.sync(folder, partial(_tracker, tracking_uri, out, folder.name), overview)
-        except ResultsError as error:
-            refused.append(str(error))
+        except Exception as error:  # whatever it is, other folders have their own results
+            if debug:
+                raise
+            refused.setdefault(_words(error), []).append(folder.name)
             continue
         if counts is None:
             said = "a study, whose command delivers it: forgetbench study ... --resume"
@@ -396,7 +405,7 @@ def sync(
             said = f"{new} of {held} runs delivered, {held - new} were there"
         console.print(f"{folder.name}: {said}", highlight=False)
     if refused:
-        _fail("\n".join(refused), 2)
+        _fail("\n".join(f"{', '.join(names)}: {why}" for why, names in refused.items()), 1)
 
 
 @data_app.command("fetch")
@@ -508,15 +517,22 @@ def _trains(
 
 
 def _default_uri(out: Path) -> str:
-    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    from benchmark.server import sqlite
+
+    return sqlite(out / "mlflow.db")
 
 
 def _writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything slow.
+
+    Raises:
+        ValueError: with what to do.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # one that is there may be somebody else's
     except OSError as error:
-        _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", 2)
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
 
 
 def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
@@ -528,12 +544,21 @@ def _tracker(uri: str | None, out: Path, name: str) -> Tracker:
     return Tracker(uri or _default_uri(out), name, artifacts)
 
 
+def _tables(folder: Path) -> str:
+    return f"tables   {_quoted(folder / 'runs.csv')}, {_quoted(folder / 'accuracy.csv')}"
+
+
 def _options(uri: str | None, out: Path) -> str:
     """What a command needs to find these results, for copying."""
     from benchmark.server import redacted
 
-    shown = f" --out {out}" if out != Path("out") else ""
-    return shown + (f" --tracking-uri {redacted(uri)}" if uri else "")
+    shown = f" --out {_quoted(out)}" if out != Path("out") else ""
+    return shown + (f" --tracking-uri {_quoted(redacted(uri))}" if uri else "")
+
+
+def _quoted(word: str | Path) -> str:
+    """As a shell takes it, whatever is in it."""
+    return shlex.quote(str(word))
 
 
 def main() -> None:
@@ -550,12 +575,18 @@ def main() -> None:
             sys.exit(error.exit_code)
         if "--debug" in sys.argv:
             raise
-        if _expected(error):
-            _fail(str(error), 2)
-        _fail(f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)", 1)
+        _fail(_words(error), 2 if _expected(error) else 1)
     if status == INTERRUPTED:
-        _fail("interrupted; finished runs are kept, the same command continues", INTERRUPTED)
+        how = " with --resume" if "study" in sys.argv[1:2] else ""
+        _fail(f"interrupted; finished runs are kept, the same command{how} continues", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _words(error: BaseException) -> str:
+    """What is said of an error."""
+    if _expected(error):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (a bug of forgetbench; --debug shows where)"
 
 
 def _expected(error: BaseException) -> bool:

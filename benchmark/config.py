@@ -216,7 +216,8 @@ def _read(preset_or_file: str, package: str) -> dict[str, Any]:
         path = known[preset_or_file]
     elif not path.is_file():
         hint = did_you_mean(preset_or_file, known)
-        raise ConfigError(f"no preset and no file {preset_or_file!r}{hint} (forgetbench list presets)")
+        listed = "studies" if package == "studies" else "presets"
+        raise ConfigError(f"no preset and no file {preset_or_file!r}{hint} (forgetbench list {listed})")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -45,6 +45,32 @@ def redacted(uri: str) -> str:
     )
 
 
+def sqlite(path: Path) -> str:
+    """The URL of an SQLite database, whose path may have `%` and `?` in it, which mean something in a URL.
+
+    Args:
+        path: of the file.
+    """
+    from sqlalchemy import make_url
+
+    name = str(path.resolve())
+    plain = f"sqlite:///{name}"
+    # Versions of SQLAlchemy differ in what they unquote, and MLflow takes a URL for a path: quotes only where needed.
+    return plain if make_url(plain).database == name else plain.replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Where a database of `sqlite` lies, or of a URL that somebody typed; None for any other.
+
+    Args:
+        uri: tracking URI, or URL of a storage.
+    """
+    from sqlalchemy import make_url
+
+    name = make_url(uri).database if uri.startswith("sqlite:///") else None
+    return Path(name) if name else None
+
+
 def typed() -> str:
     """The command as it was typed, fit for publication."""
     program = Path(sys.argv[0]).name
@@ -77,13 +103,14 @@ def client(uri: str) -> MlflowClient:
         from mlflow import MlflowClient
 
         def opened(uri: str) -> MlflowClient:
-            made = MlflowClient(tracking_uri=uri)
-            made.search_experiments(max_results=1)  # the first request makes the tables; let it be quiet
+            with _no_folder_of_its_name(uri):
+                made = MlflowClient(tracking_uri=uri)
+                made.search_experiments(max_results=1)  # the first request makes the tables; let it be quiet
             return made
 
         if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            if file := sqlite_file(uri):
+                file.parent.mkdir(parents=True, exist_ok=True)
             tables = prepared(uri, opened)
             if tables and "alembic_version" not in tables:
                 raise TrackingError(
@@ -91,6 +118,23 @@ def client(uri: str) -> MlflowClient:
                     "is of something else; delete it, and deliver what is on disk with `forgetbench sync`"
                 )
         return opened(uri)
+
+
+@contextlib.contextmanager
+def _no_folder_of_its_name(uri: str) -> Generator[None, None, None]:
+    """MLflow makes the folder that a quoted SQLite URL would mean if nothing in it were quoted: take it away again.
+
+    Args:
+        uri: tracking URI.
+    """
+    parents = Path(uri.removeprefix("sqlite:///")).parents if sqlite_file(uri) else []
+    new = [folder for folder in parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # not there, or in use
+                folder.rmdir()
 
 
 def search(mlflow: MlflowClient, experiments: list[str], filter_string: str) -> Iterator[Run]:

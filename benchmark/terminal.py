@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -176,10 +176,11 @@ def study_table(answers: Sequence[Answer]) -> Table:
     Args:
         answers: one a strategy.
     """
-    from studies.answers import interval, shown
+    from benchmark.intervals import mean_interval, percent
+    from reports.numbers import number, points
+    from studies.answers import counted, shown
 
-    counts = sorted({len(values) for a in answers for values in a.tested.values()})
-    n = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
+    n = _from_to(len(values) for a in answers for values in a.tested.values())
     protocols = {a.protocol for a in answers}
     caption = f"tested: mean and 95% interval (Student's t) over n = {n} seeds; gap: tested less promised"
     caption += "; first-k is tested on other tasks than it promises for" if "first-k" in protocols else ""
@@ -195,22 +196,34 @@ def study_table(answers: Sequence[Answer]) -> Table:
     table.add_column("best setting", overflow="fold")
     for name in ("objective", "promised", "tested", "gap", "within 1 point", "trials"):
         table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=name != "within 1 point")
+    incomplete = any(answer.tests.keys() - {"finished"} for answer in answers)
+    if incomplete:
+        table.add_column("test runs", justify="right", style="red")
     for answer in answers:
-        failed = f", {answer.trials[1]} failed" if answer.trials[1] else ""
         label = answer.label.replace("[", r"\[") + (f"\n{answer.protocol}" if len(protocols) > 1 else "")
-        trials, first = f"{answer.trials[0]}{failed}", [label, shown(answer.params) or "none"]
-        flat = "; ".join(f"{k} {low:.3g} to {high:.3g}" for k, (low, high) in answer.flat.items())
+        first = [label, shown(answer.params) or "none"]
+        last = [counted(answer.trials), *([counted(answer.tests)] if incomplete and answer.tests else [])]
+        flat = "; ".join(f"{k} {_range(low, high)}" for k, (low, high) in answer.flat.items())
         for i, (name, promised) in enumerate(answer.promised.items()):
-            mean, half = interval(answer.tested[name])
-            numbers = [
-                f"{100 * promised:.1f}",
-                f"{100 * mean:.1f} ± {100 * half:.1f}",
-                f"{100 * (mean - promised):+.1f}",
-            ]
-            table.add_row(*(first if i == 0 else ["", ""]), name.replace("_", " "), *numbers, flat, "" if i else trials)
+            tested = mean_interval(answer.tested[name])
+            numbers = [number(promised), percent(tested), points(tested.mean - promised)]
+            table.add_row(
+                *(first if i == 0 else ["", ""]), name.replace("_", " "), *numbers, flat, *(last if i == 0 else [])
+            )
         if not answer.promised:
-            table.add_row(*first, "", "", "", "", "", trials)
+            table.add_row(*first, "", "", "", "", "", *last)
     return table
+
+
+def _range(low: float, high: float) -> str:
+    """`530 to 6.79e+03`, or the one value there is."""
+    return " to ".join(dict.fromkeys([f"{low:.3g}", f"{high:.3g}"]))
+
+
+def _from_to(counts: Iterable[int]) -> str:
+    """`3`, or `2 to 3` where they differ."""
+    ordered = sorted({*counts})
+    return " to ".join(map(str, dict.fromkeys(ordered[:1] + ordered[-1:])))
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -219,10 +232,12 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     Args:
         rows: of `studies.comparison`.
     """
-    from studies.answers import interval, shown
+    from benchmark.intervals import NONE, mean_interval, percent
+    from reports.numbers import number
+    from studies.answers import shown
     from studies.comparison import baseline, differences
 
-    n, against = max((len(row.values) for row in rows), default=0), baseline(rows)
+    n, against = _from_to(len(row.values) for row in rows), baseline(rows)
     caption = (
         f"by its own rule: as each protocol reports; here: all tasks, mean and 95% interval (Student's t) over n = {n}"
     )
@@ -233,19 +248,19 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     table.add_column("chosen by", overflow="fold")
     table.add_column("setting", overflow="fold")
     table.add_column("objective")
-    for name in ("by its own rule", "here", f"against {against}"):
+    for name in ("by its own rule", "n", "here", f"against {against}"):
         table.add_column(name, justify="right", no_wrap=name == "here")
     for row in rows:
-        mean, half = interval([*row.values.values()])
-        gap, width = interval(differences(row, rows))
+        reported, gap = mean_interval(row.reported), mean_interval(differences(row, rows))
         table.add_row(
             row.label.replace("[", r"\["),
             row.protocol,
             shown(row.params) or "none",
             row.objective.replace("_", " "),
-            f"{100 * interval(row.reported)[0]:.1f}",
-            f"{100 * mean:.1f} ± {100 * half:.1f}",
-            "" if row.protocol == against else f"{100 * gap:+.1f} ± {100 * width:.1f}",
+            number(reported.mean) if row.reported else NONE,
+            str(len(row.values)),
+            percent(mean_interval([*row.values.values()])),
+            "" if row.protocol == against else percent(gap, signed=True),
         )
     return table
 

@@ -38,7 +38,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.server import KEY, KIND, LAM, MATRIX, OVERVIEW, STATUS, WHAT, client, explained, quiet, redacted, search
+from benchmark.server import (
+    KEY,
+    KIND,
+    LAM,
+    MATRIX,
+    OVERVIEW,
+    STATUS,
+    WHAT,
+    client,
+    explained,
+    quiet,
+    redacted,
+    search,
+    sqlite_file,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -130,8 +144,7 @@ def _there(uri: str) -> None:
     Raises:
         ReportError: it is missing.
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
+    if (path := sqlite_file(uri)) and not path.is_file():
         raise ReportError(f"there is no tracking database {path}; run an experiment (forgetbench run permuted-digits)")
 
 

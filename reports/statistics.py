@@ -12,40 +12,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
-Kind = Literal["t", "trimmed t", "too few", "no spread"]
+from benchmark.intervals import Array, Interval, Kind, bounds, checked, mean_interval, rounding, student
+
+__all__ = ["Array", "Interval", "Kind", "Paired", "holm", "iqm", "mean_interval", "paired"]
 
 NAN = float("nan")
-# Accuracies are quotients: equal in exact arithmetic, they differ by rounding. What is closer than this share of the
-# largest value is equal. One image of 10 000, averaged over 100 tasks, is a million times more.
-TOLERANCE = 1e-12
 EXACT_UP_TO = 20  # differences: 2^19 sums, some milliseconds
 DRAWS = 99_999  # random sign flips above that; the standard error of a p of 0.05 is then 0.0007
 KEY = 1935  # of the generator that draws them
 TOGETHER = 12  # differences whose signs are drawn as one: their 4 096 sums stay in a core's cache
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over n runs with its confidence interval.
-
-    `kind` says where the bounds come from, `t` (Student) or `trimmed t` (Tukey and McLaughlin), or why they are NaN:
-    `too few` values (n < 2), or `no spread`, all values equal. A width of zero would claim certainty, where n equal
-    values say only that other values are not frequent.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -66,20 +46,6 @@ class Paired:
     exact: bool
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean with Student's t interval: x̄ ± t_{n-1} s / √n, s with ddof 1; not clipped to the range of an accuracy.
-
-    Args:
-        values: one a run, shape (n,), finite. No values have a mean of NaN.
-        confidence: probability, for normal values, that the interval contains what the mean estimates.
-
-    Raises:
-        ValueError: values that are not finite or not one-dimensional, or a confidence outside (0, 1).
-    """
-    x = _checked(values, confidence)
-    return _student(x, confidence, _resolution(x))
-
-
 def iqm(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Interquartile mean (Agarwal et al. 2021): the mean without the lowest and the highest ⌊n/4⌋ values.
 
@@ -98,13 +64,13 @@ def iqm(values: ArrayLike, confidence: float = 0.95) -> Interval:
     References:
         Agarwal et al. 2021, https://arxiv.org/abs/2108.13264; Tukey & McLaughlin 1963, Sankhyā A 25.
     """
-    x = np.sort(_checked(values, confidence))
-    n, cut, resolution = len(x), len(x) // 4, _resolution(x)
+    x = np.sort(checked(values, confidence))
+    n, cut, resolution = len(x), len(x) // 4, rounding(x)
     if cut == 0:
-        return _student(x, confidence, resolution)
+        return student(x, confidence, resolution)
     kept = x[cut : n - cut]
     spread = np.clip(x, kept[0], kept[-1]).std(ddof=1) if np.ptp(kept) > resolution else 0.0
-    return _interval(kept.mean(), spread / (0.5 * math.sqrt(n)), len(kept) - 1, n, confidence, "trimmed t")
+    return bounds(kept.mean(), spread / (0.5 * math.sqrt(n)), len(kept) - 1, n, confidence, "trimmed t")
 
 
 def paired(treatment: ArrayLike, baseline: ArrayLike, confidence: float = 0.95) -> Paired:
@@ -135,11 +101,11 @@ def paired(treatment: ArrayLike, baseline: ArrayLike, confidence: float = 0.95) 
     indexes = [values.index for values in (treatment, baseline) if isinstance(values, pd.Series)]
     if len(indexes) == 2 and not indexes[0].equals(indexes[1]):
         raise ValueError("paired values: the two Series have different indexes; index both by seed, the common ones")
-    t, b = _checked(treatment, confidence), _checked(baseline, confidence)
+    t, b = checked(treatment, confidence), checked(baseline, confidence)
     if t.shape != b.shape:
         raise ValueError(f"paired values: expected one of each for every seed, got {len(t)} and {len(b)}")
-    resolution = _resolution(np.concatenate([t, b]))
-    mean = _student(t - b, confidence, resolution)
+    resolution = rounding(np.concatenate([t, b]))
+    mean = student(t - b, confidence, resolution)
     p, smallest_p, exact = _sign_flips(t - b, resolution)
     return Paired(mean.mean, mean.low, mean.high, mean.n, mean.kind, p if mean.n else NAN, smallest_p, exact)
 
@@ -167,39 +133,6 @@ def holm(p_values: ArrayLike) -> Array:
     factors = np.arange(len(ascending), 0, -1)
     p[ascending] = np.minimum(np.maximum.accumulate(factors * p[ascending]), 1)
     return p
-
-
-def _checked(values: ArrayLike, confidence: float) -> Array:
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or not np.isfinite(x).all():
-        raise ValueError(
-            f"values: expected one finite number a run, got shape {x.shape} with {np.sum(~np.isfinite(x))} not finite; "
-            "average over tasks, leave out runs that did not finish and count them"
-        )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, such as 0.95, got {confidence}")
-    return x
-
-
-def _resolution(x: Array) -> float:
-    """Differences up to this are rounding."""
-    return TOLERANCE * float(np.abs(x).max(initial=0.0))
-
-
-def _student(x: Array, confidence: float, resolution: float) -> Interval:
-    n = len(x)
-    if n < 2:
-        return Interval(float(x[0]) if n else NAN, NAN, NAN, n, "too few")
-    spread = x.std(ddof=1) if np.ptp(x) > resolution else 0.0
-    return _interval(x.mean(), spread / math.sqrt(n), n - 1, n, confidence, "t")
-
-
-def _interval(mean: float, error: float, degrees: int, n: int, confidence: float, kind: Kind) -> Interval:
-    """Mean ± t · error; without an error no bounds."""
-    if error == 0:
-        return Interval(float(mean), NAN, NAN, n, "no spread")
-    half = float(special.stdtrit(degrees, (1 + confidence) / 2) * error)
-    return Interval(float(mean), float(mean) - half, float(mean) + half, n, kind)
 
 
 def _sign_flips(differences: Array, resolution: float) -> tuple[float, float, bool]:

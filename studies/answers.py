@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from optuna.trial import FrozenTrial, TrialState
-from scipy import stats
+from optuna.trial import FrozenTrial
 from tabulate import tabulate
 
-from studies import objectives, places, plasticity
+from benchmark.intervals import NONE, mean_interval, percent
+from studies import frames, objectives, places, plasticity
 from studies.final import Tested
+from studies.places import SEEDS
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -26,9 +27,10 @@ class Answer:
     Attributes:
         label: of the strategy.
         params: the chosen setting; empty if no trial ended well.
-        trials: that counted, and how many of them failed.
+        trials: that counted, by what became of them: `complete`, or one of `frames.LOST`.
         promised: the objective's mean over tuning seeds, by name.
-        tested: its values over the test seeds, by name; none for a run that diverged.
+        tested: its values over the test seeds, by name; none for a run that diverged or failed.
+        tests: runs of the test, by what became of them: `finished`, `diverged` or `failed`.
         flat: for each number searched, the range of trials within a point of the chosen one, or better; empty with two
             objectives.
         protocol: by which the setting was chosen; `test-oracle` let trials see the test set.
@@ -39,17 +41,22 @@ class Answer:
 
     label: str
     params: dict[str, Any]
-    trials: tuple[int, int]
+    trials: dict[str, int]
     promised: dict[str, float]
     tested: dict[str, list[float]]
     flat: dict[str, tuple[float, float]] = field(default_factory=dict)
     protocol: str = "validation"
     saved: tuple[int, float] = (0, 0.0)
     why: str = ""
+    tests: dict[str, int] = field(default_factory=dict)
 
 
 def found(
-    study: Study, searchers: Sequence[Searcher], chosen: Mapping[str, FrozenTrial], tested: Tested
+    study: Study,
+    searchers: Sequence[Searcher],
+    chosen: Mapping[str, FrozenTrial],
+    tested: Tested,
+    failed: Mapping[str, int],
 ) -> list[Answer]:
     """What a study found for each strategy.
 
@@ -58,6 +65,7 @@ def found(
         searchers: one a strategy.
         chosen: the trial to report, by the strategy's label; none where no trial ended well.
         tested: see `Final.found`.
+        failed: test runs that did, by the strategy's label.
     """
     answers, by_plasticity = [], study.protocol == plasticity.PROTOCOL
     for searcher in searchers:
@@ -67,16 +75,24 @@ def found(
             Answer(
                 label=label,
                 params=dict(best.params) if best else {},
-                trials=(len(ended), sum(t.state == TrialState.FAIL for t in ended)),
+                trials=dict(Counter(frames.state(trial.user_attrs[SEEDS]) for trial in ended)),
                 promised=dict(zip(study.objectives, best.values, strict=True)) if best else {},
                 tested={name: list(tested[label][name]) for name in study.objectives},
                 flat=_flat(study, searcher, best),
                 protocol=study.protocol,
                 saved=places.saved(ended),
                 why=plasticity.verdict(study, searcher.search, best) if best and by_plasticity else "",
+                tests=_tests(study, tested[label], failed.get(label, 0)) if best else {},
             )
         )
     return answers
+
+
+def _tests(study: Study, tested: Mapping[str, Sequence[float]], failed: int) -> dict[str, int]:
+    """What became of the test runs of one strategy: what neither has values nor failed has diverged."""
+    finished = min(len(values) for values in tested.values())
+    ended = {"finished": finished, "failed": failed, "diverged": len(study.test_seeds) - finished - failed}
+    return {status: many for status, many in ended.items() if many}
 
 
 def _flat(study: Study, searcher: Searcher, best: FrozenTrial | None) -> dict[str, tuple[float, float]]:
@@ -88,25 +104,31 @@ def _flat(study: Study, searcher: Searcher, best: FrozenTrial | None) -> dict[st
     return {k: (min(t.params[k] for t in near), max(t.params[k] for t in near)) for k in numbers}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of Student's 95% interval; NaN for the width of fewer than two."""
-    mean = float(np.mean(values)) if values else float("nan")
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def markdown(answers: list[Answer]) -> str:
     """What a study found, as a Markdown table; in per cent."""
     rows = []
     for a in answers:
         for name, promised in a.promised.items():
-            mean, half = interval(a.tested[name])
-            tested = f"{100 * mean:.1f} ± {100 * half:.1f}"
-            rows.append([f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, a.protocol])
-    heads = ["strategy", "best setting", "objective", "promised", "tested (95% interval)", "protocol"]
+            tested, runs = percent(mean_interval(a.tested[name])), counted(a.tests)
+            rows.append(
+                [f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, runs, a.protocol]
+            )
+        if not a.promised:
+            rows.append([f"`{a.label}`", "none", "", NONE, NONE, "", a.protocol])
+    heads = ["strategy", "best setting", "objective", "promised", "tested (95% interval)", "test runs", "protocol"]
     table = str(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
     return "\n\n".join([table, *(f"{a.why}." for a in answers if a.why)])
+
+
+def counted(ended: Mapping[str, int]) -> str:
+    """`16, 2 diverged`: how many trials or runs there are, and how many of them have no value.
+
+    Args:
+        ended: how many, by what became of them.
+    """
+    return ", ".join(
+        [str(sum(ended.values())), *(f"{ended[state]} {state}" for state in frames.LOST if state in ended)]
+    )
 
 
 def shown(params: dict[str, Any]) -> str:

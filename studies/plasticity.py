@@ -74,6 +74,8 @@ def compare(seeds: list[dict[str, Any]], records: list[Record], fine_tuned: list
     Raises:
         StudyError: fine-tuning itself did not end well.
     """
+    if not fine_tuned:
+        return
     advice = {"diverged": "lower train.lr", "failed": "the same command with --resume tries again"}
     for status, what in advice.items():
         if lost := [str(r.seed) for r in fine_tuned if r.status == status]:
@@ -81,7 +83,7 @@ def compare(seeds: list[dict[str, Any]], records: list[Record], fine_tuned: list
                 f"fine-tuning {status} with seeds {', '.join(lost)}: protocol {PROTOCOL} has nothing to compare with; "
                 f"{what}"
             )
-    for seed, ours, theirs in zip(seeds, records, fine_tuned, strict=False):
+    for seed, ours, theirs in zip(seeds, records, fine_tuned, strict=True):
         seed |= {LEARNT: _learnt(ours), FINE_TUNED: _learnt(theirs)}
 
 

@@ -24,7 +24,7 @@ from benchmark.results import STUDY, Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from benchmark.tracking import Tracker
-from studies import frames, objectives, places, plasticity
+from studies import failures, frames, objectives, places, plasticity
 from studies.answers import Answer, found, markdown, saving, shown
 from studies.delivery import Delivery, Presentation
 from studies.drivers import Driver
@@ -49,6 +49,7 @@ class Outcome:
         seconds: wall time, by what it went into; `all` is the whole.
         undelivered: why MLflow does not have everything, or None.
         tested: whether the final evaluation was done here, and not by another driver.
+        lost: what runs that failed took from the answers: see `failures`.
     """
 
     answers: list[Answer]
@@ -56,6 +57,11 @@ class Outcome:
     seconds: dict[str, float]
     undelivered: str | None = None
     tested: bool = True
+    lost: tuple[str, ...] = ()
+
+    def failed(self) -> str:
+        """How many runs failed that the answers needed, and why; empty if none did."""
+        return "\n".join(self.lost)
 
     def timing(self) -> str:
         """For people."""
@@ -177,11 +183,13 @@ def run(
             delivery.own(searchers, store.records)
         else:
             delivery.close(searchers, store.records, markdown(answers), tested, store.description()[1])
+        without = [searcher for searcher, answer in zip(searchers, answers, strict=True) if not answer.promised]
+        lost = [failures.of_trials(searcher, store.records) for searcher in without] + [failures.of_tests(tested or {})]
     whole = time.perf_counter() - started
     parts = {"training": train.seconds, "MLflow": delivery.seconds, "Optuna": opened.seconds - earlier}
     parts |= {"waiting": waiting.seconds} if waiting.seconds else {}
     seconds = {"all": whole, **parts, "the rest": whole - sum(parts.values())}
-    return Outcome(answers, store.folder, seconds, delivery.failure, tested is not None)
+    return Outcome(answers, store.folder, seconds, delivery.failure, tested is not None, tuple(filter(None, lost)))
 
 
 def _search(
@@ -263,6 +271,9 @@ def _test(
         if (best := chosen.get(s.search.label)) is not None
     }
     listed = [run for each in runs.values() for run in each]
+    if not listed:
+        say("no trial ended well: there is no setting to test")
+        return found(study, searchers, {}, {s.search.label: _values(study, []) for s in searchers}, {}), {}
     final = Final(searchers, digest(sorted(run.key for run in listed)), driver)
     while (values := final.found()) is None and not final.claim():
         waiting.evaluation(final.driver())
@@ -272,12 +283,13 @@ def _test(
         train(listed)
         tested = {label: [train.store.records[run.key] for run in each] for label, each in runs.items()}
         values = {s.search.label: _values(study, tested.get(s.search.label, [])) for s in searchers}
-        if any(record.status == "failed" for each in tested.values() for record in each):
+        failed = {label: sum(record.status == "failed" for record in each) for label, each in tested.items()}
+        if any(failed.values()):
             final.give_up()
-            return found(study, searchers, chosen, values), tested
+            return found(study, searchers, chosen, values, failed), tested
         final.note(values)
     final.close()
-    answers = found(study, searchers, chosen, values)
+    answers = found(study, searchers, chosen, values, {})
     if any(run.key not in train.store.records for run in listed):
         say("the best settings were tested by another driver, which has the tables and delivers them")
         return answers, None

@@ -280,7 +280,8 @@ class Searcher:
                 if there.get(k) != mine.get(k)
             ]
             raise StudyError(
-                f"the study {self._name!r} is another one; --new starts one of its own:\n  " + "\n  ".join(differs)
+                f"the study {self._name!r} that is there is not what this command asks for; --new starts another:\n  "
+                + "\n  ".join(differs)
             )
 
 

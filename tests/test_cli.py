@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import make_url
 from typer.main import get_command
 
-from benchmark import cli, schedule
+from benchmark import cli, experiment, schedule, tracking
 from benchmark.sources import IDX_FILES
 
 GOOD = """
@@ -114,6 +116,8 @@ OFFLINE = ("run", "permuted-digits", "--offline")
             "no preset and no file 'permuted-digit'; did you mean 'permuted-digits'?",
         ),
         (("run", "nowhere.toml", "--offline"), "no preset and no file 'nowhere.toml' (forgetbench list presets)"),
+        (("study", "nope", "--resume", "--new"), "--resume continues a study, --new starts another: give one of them"),
+        (("study", "nope", "--offline"), "no preset and no file 'nope' (forgetbench list studies)"),
         ((*OFFLINE, 'strategy=[{name="ewcc"}]'), "strategy.0.name: unknown strategy 'ewcc'; did you mean 'ewc'?"),
         ((*OFFLINE, "scenario=permuted"), "scenario: unknown scenario 'permuted'; did you mean 'permuted-mnist'?"),
         ((*OFFLINE, "scenario.name=[1]"), "scenario: "),
@@ -239,7 +243,10 @@ def test_an_interrupted_command_says_that_nothing_finished_is_lost(
     monkeypatch.setattr(schedule, "execute", interrupted)
     done = forgetbench(*OFFLINE, "seeds=1")
     assert done.status == 130
-    assert "interrupted; finished runs are kept" in done.err
+    assert "interrupted; finished runs are kept, the same command continues" in done.err
+    study = forgetbench("study", "lambda-permuted-digits", "--offline")
+    assert study.status == 130
+    assert "interrupted; finished runs are kept, the same command with --resume continues" in study.err
 
 
 # Help and lists
@@ -415,7 +422,57 @@ def test_sync_goes_on_after_a_folder_that_it_cannot_read(
     damaged.parent.mkdir()
     damaged.write_bytes(b"run_key\n\xff\xff\n")
     done = forgetbench("sync", "--tracking-uri", uri)
-    assert done.status == 2 and "damaged" in done.text and "well: 1 of 1 runs delivered" in done.text
+    assert done.status == 1 and "damaged" in done.text and "well: 1 of 1 runs delivered" in done.text
+
+
+def test_sync_goes_on_after_a_folder_that_mlflow_or_the_disk_does_not_take(
+    finished: tuple[Path, Done], forgetbench: Command, tmp_path: Path
+) -> None:
+    folder, _ = finished
+    uri = f"sqlite:///{folder / 'out' / 'mlflow.db'}"
+    (tmp_path / "trial.toml").write_text(GOOD)
+    run = ("run", "trial.toml", 'strategy=[{name="l2"}]', "--offline", "--device", "cpu")
+    for name in ("deleted", "elsewhere", "last"):
+        assert forgetbench(*run, f"name={name}").status == 0
+    client = MlflowClient(tracking_uri=uri)
+    client.delete_experiment(client.create_experiment("deleted"))
+    (tmp_path / "out" / "mlartifacts").mkdir()
+    (tmp_path / "out" / "mlartifacts" / "elsewhere").touch()
+    done = forgetbench("sync", "--tracking-uri", uri)
+    assert done.status == 1 and "last: 1 of 1 runs delivered" in done.out
+    said = [line.removeprefix("forgetbench: ") for line in done.err.splitlines()]
+    assert [line.split(":")[0] for line in said] == ["deleted", "elsewhere"]
+    assert "'deleted' was deleted: restore it" in said[0] and "cannot write to out/mlartifacts/elsewhere" in said[1]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_sync_goes_on_after_an_error_that_is_ours(
+    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished[0] / "out" / "trial", tmp_path / "out" / name)
+
+    def broken(folder: Path, *args: object) -> tuple[int, int]:
+        if folder.name == "one":
+            raise RuntimeError("this cannot happen")
+        return 0, 2
+
+    monkeypatch.setattr(experiment, "sync", broken)
+    done = forgetbench("sync")
+    assert done.status == 1 and "two: 0 of 2 runs delivered" in done.out
+    assert "one: unexpected RuntimeError: this cannot happen (a bug of forgetbench; --debug shows where)" in done.err
+    with pytest.raises(RuntimeError, match="this cannot happen"):
+        forgetbench("sync", "--debug")
+
+
+def test_a_server_that_is_down_is_said_once_whatever_is_to_be_delivered(
+    finished: tuple[Path, Done], forgetbench: Command, closed: str, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished[0] / "out" / "trial", tmp_path / "out" / name)
+    done = forgetbench("sync", "--tracking-uri", closed)
+    assert done.status == 1 and done.err.startswith("forgetbench: one, two: the tracking server ")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command) -> None:
@@ -435,6 +492,21 @@ def test_the_ui_listens_on_loopback_alone(
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{folder / 'out' / 'mlflow.db'}"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_the_ui_finds_a_database_whose_path_means_something_in_a_url(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    monkeypatch.setattr(tracking, "links", lambda uri: [])
+    (tmp_path / "50% ?").mkdir()
+    (tmp_path / "50% ?" / "mlflow.db").touch()
+    assert forgetbench("ui", "--out", "50% ?").status == 0
+    (command,) = started
+    uri = command[command.index("--backend-store-uri") + 1]
+    assert make_url(uri).database == str(tmp_path / "50% ?" / "mlflow.db")
 
 
 def test_the_command_that_is_suggested_shows_no_password(
@@ -475,6 +547,7 @@ def test_a_report_of_what_was_tuned_on_test_says_so_in_every_table_and_figure(
     small = ["study.trials=2", "study.batch=2", "study.protocol=test-oracle", "study.test_seeds=2", "train.epochs=1"]
     study = forgetbench("study", "lambda-permuted-digits", *small, "scenario.tasks=2", "--device", "cpu")
     assert study.status == 0, study.text
+    assert "report   forgetbench report --study lambda-permuted-digits" in study.out
     report = forgetbench("report", "--study", "lambda-permuted-digits", "-o", "report")
     assert report.status == 0, report.text
     folder = tmp_path / "report"
@@ -489,7 +562,9 @@ def test_another_study_of_a_name_is_continued_by_its_own(forgetbench: Command, t
     small = ["study.trials=2", "study.batch=2", "study.test_seeds=2", "train.epochs=1", "scenario.tasks=2"]
     small += ["study.protocol=['validation', 'test-oracle']"]
     options = ["--device", "cpu", "--offline"]
-    assert forgetbench("study", "lambda-permuted-digits", *small, *options).status == 0
+    first = forgetbench("study", "lambda-permuted-digits", *small, *options)
+    assert first.status == 0
+    assert "not delivered; the same command with --resume and without --offline delivers" in first.text
     again = forgetbench("study", "lambda-permuted-digits", *small, *options, "--new")
     assert again.status == 0 and "name=lambda-permuted-digits-2 --resume continues it" in again.text
     own = "name=lambda-permuted-digits-2"

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -315,3 +316,66 @@ def tracked(cwd: Path) -> list[tuple[str, str]]:
     experiment = client.get_experiment_by_name("permuted-digits")
     found = client.search_runs([experiment.experiment_id], "tags.`forgetbench.kind` = 'run'")
     return [(run.info.status, run.data.tags.get("forgetbench.reason", "")) for run in found]
+
+
+UNTESTED = """
+from dataclasses import dataclass
+import os
+from strategies.l2 import L2
+
+@dataclass(frozen=True)
+class Fragile(L2):
+    name = "fragile"
+
+    def measure(self, model, task):
+        held_out = len(task.y) < 1437
+        if os.path.exists("broken") or not (held_out or os.path.exists("repaired")):
+            raise KeyError("no such layer")
+        return super().measure(model, task)
+"""
+
+
+def test_a_study_whose_runs_fail_says_why_and_ends_with_a_status(tmp_path):
+    (tmp_path / "mine.py").write_text(UNTESTED)
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nscenario = { name = "permuted-digits", tasks = 2 }\n[train]\nepochs = 1\n'
+        "[study]\ntrials = 2\nseeds = 1\ntest_seeds = 2\n"
+        '[[strategy]]\nname = "mine:Fragile"\nlam = { low = 1.0, high = 2.0 }\n'
+    )
+    study, why = ("study", "own.toml", "--offline"), "  strategy 'mine:Fragile': KeyError: 'no such layer'"
+    failed = forgetbench(*study, cwd=tmp_path)
+    said = "forgetbench: 2 of 2 test runs failed; the same command with --resume tries them again:"
+    assert (failed.returncode, failed.stderr.strip().splitlines()) == (1, [said, f"{why} (2 runs)"])
+    assert "testing the best setting" in failed.stdout and " 2, 2 failed" in failed.stdout
+    (tmp_path / "repaired").touch()
+    again = forgetbench(*study, "--resume", cwd=tmp_path)
+    assert again.returncode == 0 and "failed" not in again.stdout + again.stderr
+    (tmp_path / "broken").touch()
+    nothing = forgetbench(*study, "--new", cwd=tmp_path)
+    said = "forgetbench: mine:Fragile: all 2 trials failed, so no setting of it was tested; --new starts another study:"
+    assert (nothing.returncode, nothing.stderr.strip().splitlines()) == (1, [said, f"{why} (2 runs)"])
+    assert "testing" not in nothing.stdout and "there is no setting to test" in nothing.stdout
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = "ü 50%/a%20b? #1"
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nscenario = { name = "permuted-digits", tasks = 2 }\nseeds = 2\n[train]\niterations = 3\n'
+        '[[strategy]]\nname = "naive"\n[[strategy]]\nname = "l2"\n'
+    )
+    (tmp_path / "study.toml").write_text(
+        'name = "tuned"\nscenario = { name = "permuted-digits", tasks = 2 }\n[train]\niterations = 3\n'
+        "[study]\ntrials = 2\nseeds = 1\ntest_seeds = 2\n"
+        '[[strategy]]\nname = "l2"\nlam = { low = 1.0, high = 2.0 }\n'
+    )
+    run = forgetbench("run", "own.toml", "--out", folder, cwd=tmp_path)
+    study = forgetbench("study", "study.toml", "--out", folder, cwd=tmp_path)
+    assert run.returncode == study.returncode == 0, run.stderr + study.stderr
+    asked = next(line for line in run.stdout.splitlines() if line.startswith("MLflow "))
+    assert shlex.split(asked)[1:] == ["forgetbench", "ui", "--out", folder]  # for copying
+    report = forgetbench("report", "--experiment", "own", "--out", folder, cwd=tmp_path)
+    assert report.returncode == 0 and (tmp_path / folder / "reports" / "own" / "report.md").is_file(), report.stderr
+    assert {path.name for path in (tmp_path / folder).glob("*.db")} == {"mlflow.db", "optuna.db"}
+    assert {path.name for path in tmp_path.iterdir()} == {"own.toml", "study.toml", folder.split("/")[0]}
+    again = forgetbench("sync", "--out", folder, cwd=tmp_path)
+    assert "own: 0 of 4 runs delivered, 4 were there" in again.stdout

@@ -139,7 +139,7 @@ def test_a_server_in_trouble_in_the_middle_costs_no_run_and_shows_no_password(tm
         faulty.set()
         out, errors = running.communicate(timeout=300)
         assert running.returncode == 0, errors
-        assert "results stay on disk" in out and f"forgetbench sync --tracking-uri http://***@{host}" in out
+        assert "results stay on disk" in out and f"forgetbench sync --tracking-uri 'http://***@{host}'" in out
         held = table(tmp_path / "out" / "permuted-digits" / "runs.csv")
         assert len(held) == 21
         faulty.clear()

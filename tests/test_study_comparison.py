@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
 from optuna.storages import InMemoryStorage
+from rich.console import Console
 
 from benchmark import experiment
+from benchmark.terminal import comparison_table
 from reports import overview
 from studies import comparison, objectives, spec
-from studies.answers import Answer, interval
+from studies.answers import Answer
 from studies.comparison import Row
 from tests.conftest import CPU
 from tests.test_study_run import go
@@ -23,7 +26,7 @@ STUDIES = spec.parse(changed({"protocol": PROTOCOLS, "seeds": 2, "test_seeds": 3
 
 def answer(lam: float | None, protocol: str, *reported: float) -> Answer:
     params = {} if lam is None else {"lam": lam}
-    return Answer("ewc", params, (4, 0), {}, {"average_accuracy": [*reported]}, protocol=protocol)
+    return Answer("ewc", params, {"complete": 4}, {}, {"average_accuracy": [*reported]}, protocol=protocol)
 
 
 def test_what_was_chosen_is_an_experiment_of_fresh_seeds_and_one_entry_a_setting() -> None:
@@ -82,7 +85,6 @@ def test_a_difference_is_of_pairs_of_seeds_of_one_strategy_by_one_objective() ->
         row("test-oracle", 0.5, objective="bwt"), row("validation", 0.6, objective="bwt"),
     ]  # fmt: skip
     assert comparison.differences(rows[0], rows) == pytest.approx([0.1, 0.0, 0.2])
-    assert interval(comparison.differences(rows[0], rows))[0] == pytest.approx(0.1)
     assert comparison.differences(rows[2], rows) == pytest.approx([-0.2])
     assert comparison.differences(rows[4], rows) == pytest.approx([-0.1])
     diverged = dataclasses.replace(rows[1], values={0: 0.8, 2: 0.6})
@@ -93,3 +95,12 @@ def test_others_are_compared_with_what_did_not_look_at_test_images() -> None:
     assert comparison.baseline([row("test-oracle"), row("first-k"), row("validation")]) == "validation"
     assert comparison.baseline([row("test-oracle"), row("first-k"), row("two-dataset")]) == "first-k"
     assert comparison.baseline([row("test-oracle")]) == "test-oracle"
+
+
+def test_the_table_says_of_how_many_seeds_each_mean_is_and_has_no_interval_of_one() -> None:
+    rows = [row("validation", 0.8, 0.7, 0.6), row("first-k", 0.9), row("test-oracle", 0.8, 0.7, 0.6)]
+    console = Console(width=200, file=io.StringIO())
+    console.print(comparison_table(rows))
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    for words in ("– 3 70.0 ± 24.8", "– 1 90.0 ± – +10.0 ± –", "– 3 70.0 ± 24.8 0.0 ± –", "over n = 1 to 3 seeds"):
+        assert words in said

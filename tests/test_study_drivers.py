@@ -567,8 +567,8 @@ def test_two_commands_on_one_study_end_with_the_same_answer_tested_once(
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda out: go(study, tmp_path / out, storage, resume=True), ["a", "b"]))
     assert done[0].outcome.answers == done[1].outcome.answers
-    assert done[0].answer.trials == (8, 0) and len(done[0].answer.tested["average_accuracy"]) == 2
-    assert alone.answer.trials == (8, 0)
+    assert done[0].answer.trials == {"complete": 8} and len(done[0].answer.tested["average_accuracy"]) == 2
+    assert alone.answer.trials == {"complete": 8}
     in_the_end = [entry for entry in tested if entry[1] in study.test_seeds]
     assert len({out for out, _ in in_the_end}) == 1 and sorted(s for _, s in in_the_end) == list(study.test_seeds)
     in_trials = [entry for entry in tested if entry[1] in study.tuning_seeds]
@@ -599,7 +599,7 @@ def test_a_final_evaluation_whose_driver_was_killed_is_done_by_the_next(
         go(study, tmp_path / "a", storage)
     assert "trial/final evaluation" in optuna.get_all_study_names(Storage.of(storage).optuna)
     done = go(study, tmp_path / "b", storage, resume=True)
-    assert len(done.answer.tested["average_accuracy"]) == 2 and done.answer.trials == (2, 0)
+    assert len(done.answer.tested["average_accuracy"]) == 2 and done.answer.trials == {"complete": 2}
     assert optuna.get_all_study_names(Storage.of(storage).optuna) == ["trial/ewc"]
     # The first one's command again prints the same, and trains nothing.
     before = list(tested)
@@ -611,7 +611,7 @@ def test_a_larger_budget_is_evaluated_anew(tested: list[tuple[str, int]], tmp_pa
     storage = InMemoryStorage()
     first = go(made({"trials": 2, "batch": 2}), tmp_path, storage)
     more = go(made({"trials": 6, "batch": 2}), tmp_path, storage, resume=True)
-    assert more.answer.trials == (6, 0)
+    assert more.answer.trials == {"complete": 6}
     if more.answer.params != first.answer.params:
         assert more.answer.tested != first.answer.tested
 

@@ -60,7 +60,7 @@ def check_continued(done: Done, undisturbed: Done, kept: dict[str, dict[str, str
     counted = [trial for trial in trials if "seeds" in trial.user_attrs]
     assert [trial.state for trial in counted] == [TrialState.COMPLETE] * 6
     assert {trial.state for trial in trials if trial not in counted} <= {TrialState.FAIL}
-    assert done.answer.trials == (6, 0)
+    assert done.answer.trials == {"complete": 6}
     assert sorted(trial.params["lam"] for trial in counted) == sorted(t.params["lam"] for t in undisturbed.trials())
     assert done.answer.params == undisturbed.answer.params
     assert done.answer.promised == pytest.approx(undisturbed.answer.promised, abs=1e-12)
@@ -207,7 +207,7 @@ def test_a_study_of_several_strategies_continues_with_equal_budgets(
         patch.setattr(optuna.Study, "tell", at_call(optuna.Study.tell, 5))  # one of four of the second batch
         go(study, tmp_path, storage)
     done = go(study, tmp_path, storage, resume=True)
-    assert [answer.trials for answer in done.outcome.answers] == [(6, 0), (6, 0)]
+    assert [answer.trials for answer in done.outcome.answers] == [{"complete": 6}] * 2
     assert len(done.rows()) == 2 * (6 * 2 + 2)
 
 
@@ -263,7 +263,7 @@ def test_a_study_that_searches_something_else_is_refused_with_what_differs(case:
     with pytest.raises(StudyError) as caught:
         Searcher(other, other.searches[0], storage, resume=True)
     title, *lines = str(caught.value).splitlines()
-    assert title == "the study 'trial/ewc' is another one; --new starts one of its own:"
+    assert title == "the study 'trial/ewc' that is there is not what this command asks for; --new starts another:"
     (line,) = lines
     assert line.startswith(f"  {key}: ") and line.count(" there, ") == 1 and line.endswith(" here")
     there, here = (study.description(study.searches[0])[key] for study in (first, other))
@@ -289,7 +289,7 @@ def test_a_study_of_somebody_else_is_not_taken_for_one_of_ours() -> None:
 
 def test_resume_of_a_study_that_is_not_there_starts_it(tmp_path: Path) -> None:
     done = go(made({"trials": 2, "seeds": 1, "test_seeds": 1}), tmp_path, resume=True)
-    assert done.answer.trials == (2, 0)
+    assert done.answer.trials == {"complete": 2}
 
 
 def test_a_second_command_leaves_the_trials_of_the_first_alone(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_a_study_whose_storage_goes_away_keeps_its_finished_runs(tmp_path: Path)
     kept = table(tmp_path / "trial" / "runs.csv")
     assert len(kept) == 2
     done = go(study, tmp_path, storage, resume=True)
-    assert done.answer.trials == (4, 0) and kept.keys() < done.rows().keys()
+    assert done.answer.trials == {"complete": 4} and kept.keys() < done.rows().keys()
 
 
 def test_an_unwritable_folder_is_refused_before_a_trial_is_asked(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_chosen_lam_is_the_one_that_lowering_it_step_by_step_would_have_stop
         while np.any(np.mean([learnt[k] for k in by_lam[lam]], axis=0) < 0.8 * fine_tuned) and lowered < 4:
             lowered += 1
             lam = lams[lowered]
-        assert answer.params == {"lam": lam} and answer.trials == (5, 0)
+        assert answer.params == {"lam": lam} and answer.trials == {"complete": 5}
         stops.add(lowered)
     assert max(stops) > 0 and min(stops) < 4  # or any rule would do
 
@@ -147,7 +147,7 @@ def test_killed_on_the_way_down_it_continues_and_chooses_the_same(
         patch.setattr(optuna.Study, "tell", at_call(optuna.Study.tell, 3))
         go(study, tmp_path, storage)
     again = go(study, tmp_path, storage, resume=True)
-    assert again.answer.params == done.outcome.answers[0].params and again.answer.trials == (5, 0)
+    assert again.answer.params == done.outcome.answers[0].params and again.answer.trials == {"complete": 5}
     counted = [t for t in again.trials() if "seeds" in t.user_attrs]
     assert {t.state for t in counted} == {TrialState.COMPLETE} and len({t.params["lam"] for t in counted}) == 5
 
@@ -156,7 +156,7 @@ def test_a_lam_with_which_runs_diverge_is_too_high(tmp_path: Path) -> None:
     table = TABLE | {"lam_decay": 1e-15, "lam_decays": 2}
     done = go(made(table, strategy=[{"name": "l2", "lam": {"low": 0.0, "high": 1e30}}]), tmp_path)
     states = {t.params["lam"]: t.state for t in done.trials()}
-    assert states[1e30] == TrialState.FAIL and done.answer.trials == (3, 1)
+    assert states[1e30] == TrialState.FAIL and done.answer.trials == {"complete": 2, "diverged": 1}
     assert done.answer.params["lam"] == pytest.approx(1.0)
 
 
@@ -164,6 +164,14 @@ def test_where_fine_tuning_itself_diverges_there_is_nothing_to_compare_with(tmp_
     train = {"optimizer": "sgd", "lr": 1e30, "iterations": 6}
     with pytest.raises(StudyError, match=r"^fine-tuning diverged with seeds 0, 1: .*lower train.lr$"):
         go(made(TABLE, train=train, strategy=[L2]), tmp_path)
+
+
+def test_a_trial_is_compared_with_fine_tuning_of_all_its_seeds_or_with_none() -> None:
+    trial, seeds = [record("a", "l2", 0, 0.1), record("b", "l2", 1, 0.1)], [{"seed": 0}, {"seed": 1}]
+    plasticity.compare(seeds, trial, [])  # by another protocol
+    assert seeds == [{"seed": 0}, {"seed": 1}]
+    with pytest.raises(ValueError, match="shorter"):
+        plasticity.compare(seeds, trial, [record("c", "naive", 0, 0.1)])
 
 
 def test_fine_tuning_that_failed_is_tried_again_and_not_compared_with() -> None:

@@ -8,6 +8,7 @@ import io
 import math
 import re
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from benchmark import data, plan
+from benchmark import data, plan, schedule
 from benchmark.data import ImageSet
 from benchmark.feed import Feed
 from benchmark.harness import Silent
@@ -30,7 +31,7 @@ from benchmark.terminal import study_table
 from strategies import EWC, FinishedTask, Params
 from studies import objectives, spec
 from studies import run as studying
-from studies.answers import Answer, interval, shown
+from studies.answers import Answer, markdown, shown
 from studies.pruning import GivenUp, Halving
 from studies.run import Outcome
 from studies.spec import Study
@@ -225,7 +226,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 
 def test_every_strategy_gets_the_same_number_of_trials_and_it_is_recorded(two: Done) -> None:
-    assert [(answer.label, answer.trials) for answer in two.outcome.answers] == [("ewc", (6, 0)), ("l2", (6, 0))]
+    assert [answer.label for answer in two.outcome.answers] == ["ewc", "l2"]
+    assert [answer.trials for answer in two.outcome.answers] == [{"complete": 6}] * 2
     for search in two.study.searches:
         assert [trial.state for trial in two.trials(search.label)] == [TrialState.COMPLETE] * 6
 
@@ -309,9 +311,8 @@ def test_trials_that_diverge_are_told_so_with_the_reason_and_never_chosen(diverg
             told = (TrialState.FAIL, None) if diverged == "fail" else (TrialState.COMPLETE, [0.0])
             assert (trial.state, trial.values) == told
     assert done.answer.params == {"lam": 1.0} and len(done.answer.tested["average_accuracy"]) == 2
-    assert done.answer.trials[0] == 4
-    if diverged == "fail":
-        assert done.answer.trials[1] == sum(trial.params["lam"] > 1 for trial in trials) > 0
+    lost = sum(trial.params["lam"] > 1 for trial in trials)
+    assert lost > 0 and done.answer.trials == {"complete": 4 - lost, "diverged": lost}
 
 
 @pytest.mark.parametrize("diverged", ["fail", "worst"])
@@ -323,6 +324,9 @@ def test_where_every_trial_diverges_the_answer_is_empty_and_nothing_is_tested(
     assert (done.answer.params, done.answer.promised, done.answer.flat) == ({}, {}, {})
     assert done.answer.tested == {"average_accuracy": []}
     assert {scenario for scenario, _, _ in seen.tested} == {study.tuning}
+    assert done.answer.trials == {"diverged": 2} and done.outcome.failed() == ""  # it is a result
+    assert done.said[-1] == "no trial ended well: there is no setting to test"
+    assert not any("testing the best" in line for line in done.said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,8 +342,9 @@ class Fragile(EWC):
 def test_a_chosen_setting_that_diverges_in_the_end_has_a_promise_and_no_result(tmp_path: Path) -> None:
     fragile = {"name": "tests.test_study_run:Fragile", "lam": LAM}
     done = go(made({"trials": 2}, strategy=[fragile]), tmp_path)
-    assert done.answer.trials == (2, 0) and done.answer.params and done.answer.promised["average_accuracy"] > 0
-    assert done.answer.tested == {"average_accuracy": []}
+    assert done.answer.trials == {"complete": 2} and done.answer.params and done.answer.promised["average_accuracy"] > 0
+    assert done.answer.tested == {"average_accuracy": []} and done.answer.tests == {"diverged": 2}
+    assert done.outcome.failed() == "" and " 2 2, 2 diverged " in printed(done.answer)
     statuses = {(int(row["seed"]) >= 2, row["status"]) for row in done.rows().values()}
     assert statuses == {(False, "finished"), (True, "diverged")}
 
@@ -348,8 +353,8 @@ def test_one_strategy_without_an_answer_takes_nothing_from_another(tmp_path: Pat
     strategies = [{"name": "l2", "lam": [1e30, 1e31]}, {"name": "ewc", "lam": LAM}]
     done = go(made({"trials": 2}, strategy=strategies), tmp_path)
     bad, good = done.outcome.answers
-    assert (bad.params, bad.trials) == ({}, (2, 2))
-    assert (len(good.tested["average_accuracy"]), good.trials) == (2, (2, 0))
+    assert (bad.params, bad.trials) == ({}, {"diverged": 2})
+    assert (len(good.tested["average_accuracy"]), good.trials) == (2, {"complete": 2})
 
 
 def test_two_objectives_end_with_a_front_and_one_setting_of_it(tmp_path: Path) -> None:
@@ -396,14 +401,14 @@ def test_a_recipe_and_options_can_be_searched_together_with_a_strategy(tmp_path:
 
 def test_when_the_time_is_up_the_trials_that_are_there_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none = go(made({"timeout": 1e-9}), tmp_path / "none")
-    assert (none.answer.params, none.answer.trials) == ({}, (0, 0))
+    assert (none.answer.params, none.answer.trials) == ({}, {})
     assert any("stopped after" in line for line in none.said)
     # The first batch takes an hour: the clock is looked at between batches.
     said: list[str] = []
     clock = types.SimpleNamespace(perf_counter=lambda: 3600.0 * any("2 of 4 trials" in line for line in said))
     monkeypatch.setattr(studying, "time", clock)
     some = go(made({"timeout": 60}), tmp_path / "some", said=said)
-    assert some.answer.trials == (2, 0) and some.answer.params
+    assert some.answer.trials == {"complete": 2} and some.answer.params
     assert len(some.answer.tested["average_accuracy"]) == 2
     assert any("stopped after 60 s" in line for line in said)
 
@@ -411,12 +416,12 @@ def test_when_the_time_is_up_the_trials_that_are_there_decide(tmp_path: Path, mo
 def test_the_time_is_the_study_s_and_not_each_command_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = InMemoryStorage()
     first = go(made({"trials": 2}), tmp_path, storage)
-    assert first.answer.trials == (2, 0)
+    assert first.answer.trials == {"complete": 2}
     monkeypatch.setattr(studying.places, "seconds", lambda trials: 30.0 * len(list(trials)))
     spent = go(made({"timeout": 60}), tmp_path, storage, resume=True)
-    assert spent.answer.trials == (2, 0) and any("stopped after 60 s" in line for line in spent.said)
+    assert spent.answer.trials == {"complete": 2} and any("stopped after 60 s" in line for line in spent.said)
     more = go(made({"timeout": 3600}), tmp_path, storage, resume=True)
-    assert more.answer.trials == (4, 0)
+    assert more.answer.trials == {"complete": 4}
 
 
 def test_runs_that_are_on_disk_are_not_trained_again_by_a_new_study(tmp_path: Path, seen: Seen) -> None:
@@ -447,7 +452,7 @@ def test_the_worse_half_is_given_up_and_the_others_are_what_they_would_have_been
     halved = go(made(study | {"pruning": "halving"}, scenario=FOUR, train=DOUBLE), tmp_path / "halved")
     assert [trial.params for trial in halved.trials()] == [trial.params for trial in whole.trials()]
     pruned = [trial for trial in halved.trials() if trial.state == TrialState.PRUNED]
-    assert len(pruned) == 2 and halved.answer.trials == (4, 0)
+    assert len(pruned) == 2 and halved.answer.trials == {"complete": 2, "pruned": 2}
     # Judged by accuracy on the first two tasks after the second, against the two that stay.
     after_two = [after(whole, trial, 2) for trial in whole.trials()]
     assert {trial.number for trial in pruned} == {*np.argsort(after_two)[:2]}
@@ -503,7 +508,7 @@ def test_a_setting_that_is_asked_twice_may_be_given_up(tmp_path: Path) -> None:
     choices = {"name": "ewc", "lam": 1.0, "estimator": ["exact", "sampled"]}
     study = {"pruning": "halving", "trials": 8, "batch": 8, "seeds": 1, "test_seeds": 1}
     done = go(made(study, scenario=FOUR, strategy=[choices]), tmp_path)
-    assert done.answer.trials == (8, 0)
+    assert done.answer.trials == {"complete": 7, "pruned": 1}
 
 
 # The number to reach
@@ -514,7 +519,7 @@ def test_64_trials_find_a_lambda_within_a_point_of_the_best_of_a_fine_grid(tmp_p
     (study,) = spec.load("lambda-permuted-digits", ["study.trials=64", "study.batch=16"])
     study = dataclasses.replace(study, searches=study.searches[:1])  # EWC, λ from 1 to 1e6
     done = go(study, tmp_path)
-    assert done.answer.trials == (64, 0)
+    assert done.answer.trials == {"complete": 64}
     (promised,) = done.answer.promised.values()
 
     grid = [float(lam) for lam in np.geomspace(1.0, 1e6, 41)]
@@ -539,15 +544,58 @@ def test_64_trials_find_a_lambda_within_a_point_of_the_best_of_a_fine_grid(tmp_p
     assert reference[nearest] >= best - 0.02
 
 
+# Runs that fail
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Run], bool]) -> None:
+    """Let runs fail, as those of a stack do whose training raises."""
+    execute = schedule.execute
+
+    def failed(result: Result) -> Result:
+        if not which(result.run):
+            return result
+        lost = np.full_like(result.accuracy, np.nan)
+        return dataclasses.replace(result, status="failed", accuracy=lost, reason="RuntimeError: no luck")
+
+    def executed(made: Any, tasks: Any, device: Any, listener: Any, keep: Any, *args: Any) -> Any:
+        return execute(made, tasks, device, listener, lambda results: keep([*map(failed, results)]), *args)
+
+    monkeypatch.setattr(schedule, "execute", executed)
+
+
+def test_a_test_run_that_failed_is_counted_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = InMemoryStorage()
+    with monkeypatch.context() as patch:
+        failing(patch, lambda run: run.seed == 3)
+        done = go(made({"trials": 2}), tmp_path, storage)
+    assert done.answer.tests == {"finished": 1, "failed": 1} and len(done.answer.tested["average_accuracy"]) == 1
+    assert done.outcome.failed() == (
+        "1 of 2 test runs failed; the same command with --resume tries them again:\n  RuntimeError: no luck (1 run)"
+    )
+    assert "2, 1 failed" in printed(done.answer) and "test runs" in printed(done.answer)
+    assert "| 2, 1 failed |" in markdown([done.answer])
+    again = go(made({"trials": 2}), tmp_path, storage, resume=True)
+    assert again.answer.tests == {"finished": 2} and again.outcome.failed() == ""
+    assert "test runs" not in printed(again.answer)
+
+
+def test_where_every_trial_failed_that_is_said_and_nothing_about_a_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, lambda run: run.strategy_name == "l2")
+    done = go(made({"trials": 2}, strategy=[{"name": "l2"}, {"name": "ewc", "lam": LAM}]), tmp_path / "one")
+    assert done.outcome.failed() == (
+        "l2: all 2 trials failed, so no setting of it was tested; --new starts another study:\n"
+        "  RuntimeError: no luck (4 runs)"
+    )
+    assert "| `l2` | none | | – | – | | validation |" in " ".join(markdown(done.outcome.answers).split())
+    alone = go(made({"trials": 2}, strategy=[{"name": "l2"}]), tmp_path / "alone")
+    assert alone.outcome.failed().startswith("l2: all 2 trials failed")
+    assert not any("testing the best" in line for line in alone.said)
+    assert "none 2, 2 failed" in printed(alone.answer)
+
+
 # Words and numbers
-
-
-def test_an_interval_is_students_t() -> None:
-    mean, half = interval([0.1, 0.2, 0.3])
-    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6))
-    mean, half = interval([0.5])
-    assert mean == 0.5 and math.isnan(half)
-    assert all(math.isnan(value) for value in interval([]))
 
 
 def test_a_setting_is_shown_short() -> None:
@@ -564,18 +612,23 @@ def test_the_table_has_the_setting_what_was_promised_what_was_tested_the_gap_and
     answer = Answer(
         "ewc[estimator=exact]",
         {"lam": 1234.5},
-        trials=(8, 1),
+        trials={"complete": 5, "failed": 1, "diverged": 2},
         promised={"average_accuracy": 0.9},
         tested={"average_accuracy": [0.8, 0.85, 0.9]},
         flat={"lam": (100.0, 2e4)},
     )
     said = printed(answer)
-    row = "ewc[estimator=exact] lam=1.23e+03 average accuracy 90.0 85.0 ± 12.4 -5.0 lam 100 to 2e+04 8, 1 failed"
+    row = "ewc[estimator=exact] lam=1.23e+03 average accuracy 90.0 85.0 ± 12.4 −5.0 lam 100 to 2e+04 8, 1 failed, 2 diverged"
     assert row in said and "n = 3 seeds" in said and "TUNED" not in said and "first-k" not in said
 
 
+def test_a_setting_that_is_alone_within_a_point_is_no_range() -> None:
+    answer = Answer("ewc", {"lam": 1.0}, {"complete": 8}, {"bwt": 0.0}, {"bwt": [0.0, 0.1]}, {"lam": (1.0, 1.0)})
+    assert "lam 1 8 tested" in printed(answer)
+
+
 def test_what_a_gap_is_not_made_of_the_same_tasks_by_is_said_under_the_table() -> None:
-    answer = Answer("ewc", {"lam": 1.0}, (8, 0), {"bwt": 0.0}, {"bwt": [0.0, 0.1]})
+    answer = Answer("ewc", {"lam": 1.0}, {"complete": 8}, {"bwt": 0.0}, {"bwt": [0.0, 0.1]})
     notes = {
         "first-k": "first-k is tested on other tasks than it promises for",
         "two-dataset": "two-dataset promises for another dataset",
