@@ -1,14 +1,12 @@
-"""Whose error it is: the memory's, or that of a strategy of the user's own, which then goes by its name."""
+"""Whose error it is: that of a strategy of the user's own goes by its name."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import torch
-
 from benchmark.executors import Cancelled
+from benchmark.memory import out_of_memory
 from benchmark.runs import Run
 from strategies import registry
 
@@ -30,10 +28,3 @@ def blamed(run: Run) -> Generator[None, None, None]:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"strategy {run.strategy_name!r}: {kind}{error}") from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is the device's memory, or the machine's, that ran out; PyTorch says the latter in words alone."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"can't allocate memory|not enough memory", str(error)))

@@ -29,10 +29,10 @@ from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from benchmark import plan
 from benchmark.data import ImageSet
 from benchmark.executors import Job, Lost, LostForMemory, LostWorkers, Room, Submit, Ticket, prepared
 from benchmark.harness import Silent, Site
+from benchmark.memory import free_bytes
 from benchmark.runs import NUMERICS, Run
 
 RETRIES = 3  # of a task whose worker died
@@ -227,7 +227,7 @@ def _check(driver: dict[str, str]) -> None:
 def _about(driver: dict[str, str], gpu: bool) -> int:
     """Free memory of this node, whose versions are right."""
     _check(driver)
-    return plan.free_bytes(torch.device("cuda" if gpu else "cpu"))
+    return free_bytes(torch.device("cuda" if gpu else "cpu"))
 
 
 def _work(

@@ -7,9 +7,9 @@ size for each task before its own: so an id names a task and an image, and a mem
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,8 +92,7 @@ class Feed:
         self._salts = torch.tensor(salts, device=self._device)[:, None]
         self._scale = pool.tasks[0].scale
         # Asked for at every step, and always the same.
-        self._orders, self._labels = functools.cache(self._find_orders), functools.cache(self._find_labels)
-        self._active = functools.cache(lambda training: pool.heads.training(training).to(self._device))
+        self._known: dict[tuple[str, int | None], Any] = {}
 
     def views(self, task: int) -> list[View]:
         """The task of that number, as each run sees it."""
@@ -223,6 +222,25 @@ class Feed:
         z = (z ^ (z >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
         z = z ^ (z >> 31 & 0x1FFFFFFFF)
         return (z >> 11 & 0x1FFFFFFFFFFFFF).double() / 2**53
+
+    def _once(self, what: str, find: Callable[[Any], Any], of: int | None) -> Any:
+        # A cache of its own methods would keep a feed, and images on a device, until the garbage is collected.
+        if (what, of) not in self._known:
+            self._known[what, of] = find(of)
+        return self._known[what, of]
+
+    def _active(self, training: int) -> Tensor:
+        """Outputs that compete for samples of each task, shape (T, C)."""
+        found: Tensor = self._once("active", lambda t: self.pool.heads.training(t).to(self._device), training)
+        return found
+
+    def _orders(self, source: int | None) -> Tensor | None:
+        found: Tensor | None = self._once("orders", self._find_orders, source)
+        return found
+
+    def _labels(self, source: int | None) -> Tensor | None:
+        found: Tensor | None = self._once("labels", self._find_labels, source)
+        return found
 
     def _find_orders(self, source: int | None) -> Tensor | None:
         """Pixel orders of a task, shape (R, values), or of all, (R, T, values); None where no run shuffles any."""

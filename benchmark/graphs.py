@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.memory import out_of_memory
 from strategies.trees import leaves, regrown, tree_map
 
 Launch = Callable[[], Any]
@@ -41,7 +42,8 @@ def cuda_graph(work: Callable[[], Any], device: torch.device) -> Launch:
     return launch
 
 
-CAPTURES: dict[str, Callable[[Callable[[], Any], torch.device], Launch]] = {"cuda": cuda_graph}
+Capture = Callable[[Callable[[], Any], torch.device], Launch]
+CAPTURES: dict[str, Capture] = {"cuda": cuda_graph}
 """How work is captured, by type of device; elsewhere it is not."""
 
 
@@ -51,6 +53,9 @@ def captured(step: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., A
     Args:
         step: takes and returns tensors, or dictionaries and tuples of them, and looks at no values.
         args: of the first call to come, for their shapes; nothing is computed with them yet.
+
+    Raises:
+        RuntimeError: memory ran out.
     """
     given = leaves(args)
     if not given or (capture := CAPTURES.get(given[0].device.type)) is None:
@@ -67,6 +72,8 @@ def captured(step: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., A
     try:
         launch = capture(lambda: tree_map(apart, step(*regrown(args, own))), given[0].device)
     except RuntimeError as error:
+        if out_of_memory(error):  # a smaller stack has room for a graph
+            raise
         reason = str(error).strip().split("\n")[0]
         warnings.warn(f"a training step runs without a CUDA graph, kernel by kernel: {reason}", stacklevel=2)
         return step

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from benchmark.blame import blamed
 from benchmark.data import ImageSet
 from benchmark.executors import Room, workers_for
 from benchmark.learner import layer_outputs
+from benchmark.memory import free_bytes
 from benchmark.runs import Run
 from strategies.base import Setting
 
@@ -203,14 +203,3 @@ def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
     values = 7 * sum(p.numel() for p in params.values()) + kept + 4 * batch * layers
     bytes_ = values * (8 if run.recipe.precision == "float64" else 4)
     return bytes_, worth_a_thread(network, run.recipe.batch_size)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of this machine, or of the accelerator, that nobody uses."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 * 2**30  # not Linux: assume a small machine

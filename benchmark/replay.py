@@ -49,7 +49,9 @@ def replayed(step: Callable[..., Any]) -> Callable[..., Any]:
         calls += 1
         # The first call makes what is made once: caches, the optimiser's moments.
         if calls != 2:
-            if calls == 3 and current is not step:  # it was recorded
+            # Its first time is none to capture: what libraries make once a thread (plans of convolutions) is made then,
+            # and backward passes ran in another thread before.
+            if calls == 4 and current is not step:
                 current = captured(current, args)
             return current(*args)
         # Tensors of their own: one that comes in twice now, or is known from elsewhere, need not be so next time.

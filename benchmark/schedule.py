@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.blame import out_of_memory
 from benchmark.data import ImageSet
 from benchmark.executors import Cancelled, Executor, Job, Local, Lost, LostWorkers, Submit, Ticket, then
 from benchmark.harness import Listener, Prune, Silent, Site, title, train_stack, train_trunk
+from benchmark.memory import out_of_memory
 from benchmark.plan import Group, Plan, chunks
 from benchmark.runs import Result, Run
 

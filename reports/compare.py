@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.intervals import TOLERANCE
 from reports import names, statistics
 from reports.load import ReportError
 from reports.measures import COMPARED, LOWER_IS_BETTER, MAIN, NEW
@@ -189,7 +190,7 @@ def differences(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = tup
     table["smallest_p"] = table["smallest_p"].where(table["p"].notna())  # without common seeds there is no test
     for name in ("p", "smallest_p"):
         table[f"{name}_holm"] = table.groupby("metric", sort=False)[name].transform(lambda p: statistics.holm(p))
-    none = table["difference"].abs() <= statistics.TOLERANCE  # accuracies are at most 1
+    none = table["difference"].abs() <= TOLERANCE  # accuracies are at most 1
     return table.assign(identical=(table["kind"] == "no spread") & none, decidable=table["smallest_p_holm"] <= ALPHA)
 
 

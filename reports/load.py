@@ -153,8 +153,8 @@ class _Reader:
 
     def __init__(self, uri: str) -> None:
         self._uri, self._client = uri, client(uri)
-        database = Path(uri.removeprefix("sqlite:///"))
-        self._beside = database.parent / ARTIFACTS if uri.startswith("sqlite:///") else None
+        database = sqlite_file(uri)
+        self._beside = database.parent / ARTIFACTS if database else None
         with explained(uri):
             self.names: dict[str, str] = {e.experiment_id: e.name for e in self._client.search_experiments()}
 

@@ -163,6 +163,7 @@ def run(
     started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(out / study.name, {"protocol": study.marked}))
+        store.require(study=True)
         driver = stack.enter_context(Driver.here(tracker.owner if tracker else "").at_work())
         opened = Storage.of(storage)
         opened.say = say

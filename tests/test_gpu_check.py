@@ -20,6 +20,7 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu.registry, "BUILT_IN", {cls.name: cls for cls in (EWC, ER)})
     monkeypatch.setattr(data, "load", lambda name, say: gpu.small(DIGITS, 300))
     monkeypatch.setattr(gpu, "IMAGES", 100)
+    monkeypatch.setattr(gpu, "MANY", {"cpu": 3})
     monkeypatch.setattr(gpu, "WARM", 2)
     monkeypatch.setattr(gpu, "STEPS", 4)
     monkeypatch.setitem(graphs.CAPTURES, "cpu", rerun)
@@ -39,6 +40,9 @@ def test_the_whole_check_passes_and_leaves_its_numbers(tmp_path, capsys, small, 
     assert {f"{n}, {s}, {p}" for n in ("1 run", "2 runs") for s, p in
             (("naive", "float32"), ("ewc", "float32"), ("ewc", "tf32"))} <= lines.keys()  # fmt: skip
     assert len([what for what in lines if what.endswith("against the CPU")]) == 3  # two strategies, and a CNN
+    assert lines["graphs"]["value"] > 9 and lines["no step became a graph"]["limit"] == 0
+    assert lines["ewc: parameters, float64, one of 3 against the same alone"]["value"] < 1e-9
+    assert graphs.CAPTURES["cpu"] is rerun
 
 
 def test_a_device_that_computes_something_else_is_found_out(small, monkeypatch):
@@ -49,6 +53,31 @@ def test_a_device_that_computes_something_else_is_found_out(small, monkeypatch):
     monkeypatch.setitem(graphs.CAPTURES, "cpu", wrong)
     lines = list(gpu.equality([gpu.small(DIGITS, 300)] * 2, CPU))
     assert any(not line.passes and "graph against none" in line.what for line in lines)
+
+
+def test_a_device_that_captures_nothing_does_not_pass(tmp_path, capsys, small, monkeypatch):
+    def refuse(work, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setitem(graphs.CAPTURES, "cpu", refuse)
+    asked = ["--device", "cpu", "--lambdas", "1", "--seeds", "1", "--stacks", "1", "--out", str(tmp_path)]
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        assert gpu.main(asked) == 1
+    assert "FAILED: steps that became none, no step became a graph" in capsys.readouterr().out.replace(
+        "1 - average accuracy at the best λ, ", ""
+    )
+
+
+def test_what_raises_is_a_line_that_fails_and_the_rest_is_measured(tmp_path, capsys, small, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("device-side assert triggered\nand more")
+
+    monkeypatch.setattr(gpu, "against_the_cpu", broken)
+    asked = ["--device", "cpu", "--lambdas", "1", "--seeds", "1", "--stacks", "1", "--out", str(tmp_path)]
+    assert gpu.main(asked) == 1
+    lines = {line["what"]: line for line in json.loads((tmp_path / "gpu.json").read_text())["lines"]}
+    assert lines["er, mlp: RuntimeError: device-side assert triggered"]["limit"] == 0
+    assert lines["1 complete runs, mnist-fashion"]["value"] > 0 and "copying" in lines
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

@@ -211,6 +211,16 @@ class Heard(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_a_capture_for_which_memory_runs_out_is_no_reason_to_go_on(monkeypatch):
+    def full(work, device):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setitem(graphs.CAPTURES, "cpu", full)
+    step = replayed(lambda x: 2 * x)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        [step(torch.ones(1)) for _ in range(5)]
+
+
 def test_views_that_change_nothing_or_that_nobody_looks_at_are_left_out(monkeypatch):
     called = []
     monkeypatch.setattr("benchmark.replay.captured", lambda play, args: called.append(play) or play)

@@ -16,6 +16,7 @@ import torch
 
 from benchmark import harness, plan, scenarios, schedule
 from benchmark.executors import Executor, Lost, LostForMemory, LostWorkers, Room, Submit, Ticket, then
+from benchmark.memory import out_of_memory
 from benchmark.models import Model
 from benchmark.results import ResultsError
 from benchmark.runs import Result, Run
@@ -363,3 +364,16 @@ class BadInit(Naive):
 def test_a_strategy_whose_init_raises_is_named() -> None:
     with pytest.raises(ValueError, match="strategy 'bad-init': AttributeError: .*classes"):
         go([make_run(BadInit())])
+
+
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_memory_that_ran_out_is_known_however_it_is_said(said: str, memory: bool) -> None:
+    assert out_of_memory(RuntimeError(said)) is memory and not out_of_memory(ValueError(said))
