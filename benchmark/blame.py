@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from benchmark.executors import Cancelled
 from benchmark.memory import out_of_memory
@@ -27,4 +30,11 @@ def blamed(run: Run) -> Generator[None, None, None]:
         if blameless or not registry.fingerprint(type(run.strategy)):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"strategy {run.strategy_name!r}: {kind}{error}") from error
+        raise ValueError(f"strategy {run.strategy_name!r}: {kind}{error}{_where(run, error)}") from error
+
+
+def _where(run: Run, error: Exception) -> str:
+    """` (mine.py, line 12)`: the last line of the strategy's own file on the way to an error."""
+    file = getattr(sys.modules.get(type(run.strategy).__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""

@@ -255,7 +255,8 @@ def _through_tasks(branch: _Branch, site: Site, users: Mapping[str, int]) -> Non
         state = _consolidate(branch, trained, site, state, hparams)
     for task in range(trained + 1, tasks + 1):
         before, state = state, _train(branch, task, site, state, hparams)
-        _check_state(branch, before, state)
+        stepping = [method for method in ("after_step", "observe") if strategy.overrides(method)]
+        _check_state(branch, " or ".join(stepping), before, state)
         if 1 < task < tasks and site.prune:
             state = _pruned(branch, task, site.prune, state, users)
             if not branch.runs:
@@ -295,11 +296,11 @@ def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Mappi
     return new
 
 
-def _check_state(branch: _Branch, before: State, after: State) -> None:
+def _check_state(branch: _Branch, method: str, before: State, after: State) -> None:
     """Methods of a strategy must keep the structure of its state; what one run has of it is shown where not."""
     if before is not after:
         name = branch.runs[0].strategy_name
-        check_state(name, tree_map(lambda t: t[0], before), tree_map(lambda t: t[0], after))
+        check_state(name, method, tree_map(lambda t: t[0], before), tree_map(lambda t: t[0], after))
 
 
 def _train(branch: _Branch, task: int, site: Site, state: State, hparams: Hparams) -> State:
@@ -373,7 +374,7 @@ def _consolidate(branch: _Branch, task: int, site: Site, state: State, hparams: 
     measured = importances.measure(branch.runs, learner, branch.feed, task, hear)
     with blamed(branch.runs[0]):
         new: State = lift(strategy.consolidate, learner.runs)(state, params, measured, hparams)
-    _check_state(branch, state, new)
+    _check_state(branch, "consolidate", state, new)
     # Contiguous, as the parameters are that they meet in every step.
     contiguous: State = tree_map(lambda t: t.clone(memory_format=DENSE), new)
     return contiguous

@@ -52,8 +52,9 @@ def ablation(runs: pd.DataFrame, spoken: Mapping[str, str], *, chosen_on_test: b
 
 
 def _batchnorm(runs: pd.DataFrame, spoken: Mapping[str, str], chosen_on_test: bool) -> Ablation | None:
+    compared = _in_both_modes(runs)
     cells = {
-        (name, mode): _best(runs[(runs["strategy_name"] == name) & (runs["batchnorm"] == mode)])
+        (name, mode): _best(compared[(compared["strategy_name"] == name) & (compared["batchnorm"] == mode)])
         for name in ("naive", "ewc")
         for mode in MODES
     }
@@ -73,6 +74,19 @@ def _batchnorm(runs: pd.DataFrame, spoken: Mapping[str, str], chosen_on_test: bo
     header = ["strategy", "BatchNorm", "n", *METRICS.values()]
     table = Table("batchnorm", caption, header, rows, pd.concat(numbers), frozenset({1}))
     return Ablation([table], _shares(runs, cells, spoken))
+
+
+def _in_both_modes(runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the settings of EWC that were run in one mode alone, where some were run in both.
+
+    Another estimator, or λ, in the other mode would be taken for what the mode does.
+    """
+    ewc = runs[runs["strategy_name"] == "ewc"]
+    settings = [name for name in (*ESTIMATOR, "lam") if name in ewc]
+    if ewc.empty or not settings:
+        return runs
+    modes = ewc.groupby(settings, dropna=False)["batchnorm"].transform("nunique")
+    return runs.drop(index=ewc.index[modes < len(MODES)]) if (modes == len(MODES)).any() else runs
 
 
 def _shares(runs: pd.DataFrame, cells: dict[tuple[str, str], str], spoken: Mapping[str, str]) -> list[str]:

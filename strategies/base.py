@@ -371,13 +371,14 @@ class Strategy:
         return state
 
 
-def check_state(name: str, expected: State, got: State) -> None:
+def check_state(name: str, method: str, expected: State, got: State) -> None:
     """Refuse a state whose structure is not the one `init` made.
 
     Args:
         name: of the strategy.
+        method: of it, that returned `got`.
         expected: from `init`.
-        got: from another method.
+        got: from that method.
 
     Raises:
         ValueError: another group, key, shape or dtype; the message has the name, what was expected and what came.
@@ -394,6 +395,6 @@ def check_state(name: str, expected: State, got: State) -> None:
     for where in [*before, *(after.keys() - before.keys())]:
         if before.get(where) != after.get(where):
             raise ValueError(
-                f"strategy {name!r}, state {where}: expected {before.get(where, 'nothing')}, "
+                f"strategy {name!r}, {method}, state {where}: expected {before.get(where, 'nothing')}, "
                 f"got {after.get(where, 'nothing')}; a state keeps the structure that `init` gave it"
             )

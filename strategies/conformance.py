@@ -116,10 +116,10 @@ def the_state_keeps_its_structure(strategy: Strategy) -> None:
     """Keys, shapes and dtypes of the state stay what `init` made them."""
     life = _Life(strategy)
     for _ in range(TASKS):
-        for stage in (life.train, life.consolidate):
+        for stage, method in ((life.train, "after_step or observe"), (life.consolidate, "consolidate")):
             stage()
             try:
-                check_state(strategy.name, life.first, life.state)
+                check_state(strategy.name, method, life.first, life.state)
             except ValueError as error:
                 raise Failed(str(error)) from error
 
@@ -146,7 +146,7 @@ def wrong_shapes_are_refused(strategy: Strategy) -> None:
         for k, v in part.items():
             wrong = {**state, group: {**part, k: v[None]}}
             try:
-                check_state(strategy.name, state, wrong)
+                check_state(strategy.name, "consolidate", state, wrong)
             except ValueError as error:
                 parts = (strategy.name, k, str(tuple(v.shape)), str(tuple(v[None].shape)))
                 if missing := [p for p in parts if p not in str(error)]:

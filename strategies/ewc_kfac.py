@@ -103,8 +103,8 @@ class EWCKfac(Strategy):
             "anchor": {k: w[k][None] if online else _written(v, slot, w[k]) for k, v in state["anchor"].items()},
             "slot": {"next": torch.cat([torch.zeros_like(slot[:1]), slot[:-1]])},
         } | self._diagonal(state, params, measured, hparams)
-        return {
-            name: {k: torch.where(slot.any(), new[name][k], v) for k, v in part.items()} for name, part in state.items()
+        return state | {
+            name: {k: torch.where(slot.any(), v, state[name][k]) for k, v in part.items()} for name, part in new.items()
         }
 
     def _diagonal(self, state: State, params: Params, measured: Params, hparams: Hparams) -> State:

@@ -77,4 +77,4 @@ class LwF(Strategy):
 
     def consolidate(self, state: State, params: Params, measured: Params, hparams: Hparams) -> State:
         """The trained network is the next task's teacher."""
-        return {"teacher": measured}
+        return {**state, "teacher": measured}

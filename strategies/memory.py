@@ -166,4 +166,4 @@ class Replay(Strategy):
         """Let the batch into the memory."""
         slots = state["memory"]
         extras = {k: seen[k] for k in slots if k not in FIELDS}
-        return {"memory": update(slots, batch, extras, self.policy)}
+        return {**state, "memory": update(slots, batch, extras, self.policy)}

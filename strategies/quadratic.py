@@ -80,4 +80,4 @@ class Quadratic(Strategy):
             importance, anchor = online(state["importance"], measured, params, hparams["decay"])
         else:
             importance, anchor = separate(state["importance"], state["anchor"], measured, params)
-        return {"importance": importance, "anchor": anchor}
+        return {**state, "importance": importance, "anchor": anchor}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 from tabulate import tabulate
 
@@ -17,6 +19,7 @@ from studies.places import SEEDS
 from studies.search import Searcher
 from studies.spec import Study
 
+AT_AN_END = 0.02  # of a range, on its own scale
 WITHIN = 0.01  # of the best value: how far λ may be off and cost no more than a point
 
 
@@ -36,7 +39,7 @@ class Answer:
         protocol: by which the setting was chosen; `test-oracle` let trials see the test set.
         saved: run-epochs that trials given up did not train, and about how many seconds of training those are; see
             `pruning.GivenUp`.
-        why: how it came to be chosen, where the best value did not decide.
+        why: how it came to be chosen, where the best value did not decide; or what speaks for searching on.
     """
 
     label: str
@@ -67,7 +70,7 @@ def found(
         tested: see `Final.found`.
         failed: test runs that did, by the strategy's label.
     """
-    answers, by_plasticity = [], study.protocol == plasticity.PROTOCOL
+    answers = []
     for searcher in searchers:
         label = searcher.search.label
         ended, best = searcher.ended, chosen.get(label)
@@ -81,11 +84,32 @@ def found(
                 flat=_flat(study, searcher, best),
                 protocol=study.protocol,
                 saved=places.saved(ended),
-                why=plasticity.verdict(study, searcher.search, best) if best and by_plasticity else "",
+                why=_why(study, searcher, best) if best else "",
                 tests=_tests(study, tested[label], failed.get(label, 0)) if best else {},
             )
         )
     return answers
+
+
+def _why(study: Study, searcher: Searcher, best: FrozenTrial) -> str:
+    if study.protocol == plasticity.PROTOCOL:  # which comes down from the end of the range
+        return plasticity.verdict(study, searcher.search, best)
+    return "" if len(study.objectives) > 1 else "; ".join(_at_an_end(searcher, best))
+
+
+def _at_an_end(searcher: Searcher, best: FrozenTrial) -> Iterator[str]:
+    """Which numbers of a setting lie at an end of their range, beyond which a better one may be."""
+    for name, distribution in searcher.search.space.items():
+        if isinstance(distribution, FloatDistribution | IntDistribution) and name in best.params:
+            scale = math.log if distribution.log else float
+            low, value, high = (scale(v) for v in (distribution.low, best.params[name], distribution.high))
+            place = (value - low) / (high - low) if high > low else 0.5
+            if not AT_AN_END < place < 1 - AT_AN_END:
+                end, bounds = ("lower" if place < 0.5 else "upper"), f"{distribution.low:g} to {distribution.high:g}"
+                yield (
+                    f"{searcher.search.label}: {name} = {best.params[name]:.3g} is at the {end} end of its range, "
+                    f"{bounds}; a better one may lie beyond"
+                )
 
 
 def _tests(study: Study, tested: Mapping[str, Sequence[float]], failed: int) -> dict[str, int]:

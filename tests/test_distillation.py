@@ -188,7 +188,7 @@ def test_the_teacher_is_the_trained_network_in_eval_mode_and_a_copy():
     state = LwF().init(params, setting)
     task = FinishedTask(1, lambda: data.x, data.y, torch.Generator())
     after = LwF().consolidate(state, params, LwF().measure(module.eval(), task), hparams(1.0))
-    check_state("lwf", state, after)
+    check_state("lwf", "consolidate", state, after)
     expected = module(data.x).detach()
     with torch.no_grad():
         for tensor in [*module.parameters(), *module.buffers()]:

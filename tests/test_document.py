@@ -356,6 +356,27 @@ def test_the_batchnorm_ablation_says_how_much_of_the_gain_is_ewcs(tracked) -> No
     assert any("freezing alone accounts for 50% of the gain" in said for said in ablation.sentences)
 
 
+def test_what_batchnorms_mode_does_is_told_of_one_setting_and_not_of_two_estimators(tracked) -> None:
+    cells = {
+        ("empirical", "update"): 0.6,
+        ("empirical", "freeze-after-first"): 0.7,
+        ("batched", "freeze-after-first"): 0.9,
+    }
+    records = [
+        made.record(
+            f"ewc[batchnorm={mode},estimator={estimator}]", seed, keeps=keeps, tasks=2, batchnorm=mode, lam="10",
+            estimator=estimator, fisher_samples="0", accumulate="separate",
+        )
+        for (estimator, mode), keeps in cells.items()
+        for seed in range(6)
+    ]  # fmt: skip
+    ablation = only(
+        document.build(tracked(*[r for r in notebook(6) if r.strategy.startswith("naive")], *records))
+    ).ablation
+    assert ablation is not None
+    assert ["empirical" in row[0] for row in ablation.tables[0].rows] == [False, False, True, True]
+
+
 def test_freezing_accounts_for_no_share_of_the_gain_where_its_own_may_be_none(tracked) -> None:
     records = [
         dataclasses.replace(r, values=r.values | {"average_accuracy": r.values["average_accuracy"] + noise})

@@ -369,7 +369,7 @@ def test_the_penalty_is_zero_until_a_task_is_consolidated_and_at_its_anchor(stra
     gradient = {k: torch.ones_like(p) for k, p in params.items()}
     assert strategy.penalty(strategy.after_step(state, Step(params, away, gradient), hparams), away, hparams) == 0
     ended, last = walk(strategy, params, hparams)
-    check_state(strategy.name, state, ended)
+    check_state(strategy.name, "consolidate", state, ended)
     assert strategy.penalty(ended, last, hparams) == 0 < strategy.penalty(ended, away, hparams)
     assert not any(g.any() for g in strategy.penalty_gradient(ended, last, hparams).values())
 

@@ -393,7 +393,7 @@ def consolidated(strategy: EWCKfac, model: nn.Module, pixels: int, tasks: int, l
         model.load_state_dict(params, strict=False)
         measured = strategy.measure(model, finished(number, pixels))
         state = strategy.consolidate(state, params, measured, hparams(strategy))
-        check_state(strategy.name, first, state)
+        check_state(strategy.name, "consolidate", first, state)
         history.append((params, measured))
     return state, history
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from strategies import memory
+from strategies import conformance, memory
 from strategies.agem import AGEM
 from strategies.base import Batch, Network, Params, Setting, State, check_state
 from strategies.derpp import DERpp
@@ -453,7 +454,7 @@ def trained(strategy: Replay, params: Params, data: Batch, draws: Tensor, shift:
         old = Batch(*(v[at] for v in data[:-1]), wanted)._replace(id=wanted.pop("id"))
         params, seen = stepped(strategy, task, params, batch, old, state, hparams)
         state = strategy.observe(state, batch, seen, hparams)
-        check_state(strategy.name, begun, state)
+        check_state(strategy.name, "init", begun, state)
     return params, state
 
 
@@ -497,7 +498,7 @@ def test_an_observed_batch_is_not_written_to(strategy):
     state, new = strategy.init(linear(), setting()), samples(8, 1, task=1)
     before = tree_map(torch.clone, (state, new))
     after = strategy.observe(state, new, new.kept, {})
-    check_state(strategy.name, state, after)
+    check_state(strategy.name, "observe", state, after)
     tree_map(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0), (state, new), before)
 
 
@@ -523,3 +524,17 @@ def test_joint_trains_on_every_task_so_far_and_restarts_where_retrained():
     assert [Joint().restarts(task) for task in (1, 2, 3)] == [False, True, True]
     assert not any(Joint(mode="continued").restarts(task) for task in (1, 2, 3))
     assert Joint.shares_first_task()
+
+
+@dataclass(frozen=True)
+class WithTeacher(ER):
+    """A subclass that keeps something beside the memory."""
+
+    def init(self, params, setting):
+        return {**super().init(params, setting), "teacher": {k: p.clone() for k, p in params.items()}}
+
+
+def test_a_subclass_may_keep_more_in_the_state_of_a_replay_strategy():
+    for case in conformance.cases(WithTeacher):
+        if case.check.__name__ in {"the_state_keeps_its_structure", "arguments_are_never_written_to"}:
+            case.run()

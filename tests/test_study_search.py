@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from studies import objectives, samplers, spec
+from studies import answers, objectives, samplers, spec
 from studies.pruning import GivenUp
 from studies.search import DECADES, Searcher, StudyError, free_name, grid
 from studies.spec import Search
@@ -501,3 +501,11 @@ def test_another_study_under_several_protocols_has_one_name_for_all() -> None:
     assert free_name([first, second], storage) == "trial"
     Searcher(second, second.searches[0], storage, resume=False)
     assert second.name == "trial-test-oracle" and free_name([first, second], storage) == "trial-2"
+
+
+@pytest.mark.parametrize(("lam", "end"), [(1.0, "lower"), (1e6, "upper"), (9e5, "upper"), (1e3, ""), (2.0, "")])
+def test_a_choice_at_an_end_of_its_range_is_said_to_be(lam: float, end: str) -> None:
+    asker = searcher()
+    best = optuna.trial.create_trial(params={"lam": lam}, distributions=asker.search.space, value=0.5)
+    said = f"ewc: lam = {lam:.3g} is at the {end} end of its range, 1 to 1e+06; a better one may lie beyond"
+    assert list(answers._at_an_end(asker, best)) == ([said] if end else [])

@@ -443,7 +443,7 @@ def test_a_state_that_changes_its_structure_is_refused_with_what_was_expected(me
         type("Changing", (Keeps,), {method: lambda self, state, *rest: {"notes": change(state["notes"])}})
     )
     runs = [run_of(changing(), seed, epochs=None, iterations=1) for seed in seeds]
-    with pytest.raises(ValueError, match=re.escape(f"strategy 'keeps', {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"strategy 'keeps', {method}, {message}")):
         train(*runs)
 
 
