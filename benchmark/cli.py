@@ -72,11 +72,29 @@ class What(StrEnum):
     """What `list` can list."""
 
     strategies = "strategies"
+    train = "train"
     scenarios = "scenarios"
     models = "models"
     presets = "presets"
     studies = "studies"
     data = "data"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"forgetbench {version('forgetbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `forgetbench` itself."""
 
 
 @app.command()

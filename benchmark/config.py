@@ -27,6 +27,10 @@ from strategies.registry import did_you_mean
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+EPOCHS = 4
+"""Of each task, where a file says neither epochs nor iterations."""
+
+
 class ConfigError(ValueError):
     """Everything that is wrong with a file or a command line's overrides.
 
@@ -72,7 +76,7 @@ class ExperimentTable(BaseModel):
     scenario: str | list[str] | dict[str, Any]
     model: str | dict[str, Any] = "mlp-bn"
     seeds: tuple[int, ...]
-    train: TrainTable = TrainTable(epochs=4)
+    train: TrainTable = TrainTable(epochs=EPOCHS)
     strategy: list[dict[str, Any]] = Field(min_length=1)
 
     @field_validator("scenario")
@@ -188,7 +192,7 @@ def parse(content: dict[str, Any]) -> Experiment:
         table = ExperimentTable.model_validate(content)
     except ValidationError as error:
         errors += lines(error, (), ExperimentTable)
-    train = content.get("train", {"epochs": 4})
+    train = content.get("train", {"epochs": EPOCHS})
     entries: list[Entry] = []
     written = content.get("strategy")
     for i, entry in enumerate(written if isinstance(written, list) else []):
@@ -316,7 +320,7 @@ def _recipe(path: str, train: dict[str, Any], own: dict[str, Any], errors: list[
         merged[key] = value
         _drop_alternative(merged, key)
     if merged.get("epochs") is None and merged.get("iterations") is None:
-        merged["epochs"] = 4
+        merged["epochs"] = EPOCHS
     if merged.get("epochs") is not None and merged.get("iterations") is not None:
         errors.append("train: expected epochs or iterations, got both")
         return None

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from mlflow import MlflowClient
 from sqlalchemy import make_url
 from typer.main import get_command
 
-from benchmark import cli, experiment, schedule, tracking
+from benchmark import cli, experiment, listing, schedule, tracking
+from benchmark.config import TrainTable
+from benchmark.recipe import Recipe
 from benchmark.sources import IDX_FILES
 
 GOOD = """
@@ -262,6 +265,10 @@ def test_the_help_of_every_command_has_an_example_of_it(forgetbench: Command, co
     assert forgetbench(*command, "-h") == done
 
 
+def test_the_version_is_that_of_the_package(forgetbench: Command) -> None:
+    assert forgetbench("--version") == Done(0, f"forgetbench {version('forgetbench')}\n", "")
+
+
 def test_a_study_takes_every_option_that_a_run_takes() -> None:
     run, study = (
         {option for parameter in get_command(cli.app).commands[name].params for option in parameter.opts}
@@ -303,6 +310,13 @@ def test_everything_a_file_can_name_is_listed(forgetbench: Command, what: str, n
     assert done.status == 0
     for name in names:
         assert name in done.out
+
+
+def test_the_keys_of_training_are_listed_with_defaults_and_what_they_do(forgetbench: Command) -> None:
+    lines = {line.split()[0]: " ".join(line.split()) for line in forgetbench("list", "train").out.splitlines() if line}
+    assert TrainTable.model_fields.keys() == listing.attributes(Recipe).keys() <= lines.keys()
+    assert lines["lr"] == "lr 0.0001 learning rate." and lines["epochs"].startswith("epochs 4 passes over")
+    assert lines["optimizer_state"].endswith("fresh optimiser. reset, keep")
 
 
 def test_a_listed_example_of_a_scenario_can_be_copied(forgetbench: Command) -> None:
