@@ -369,12 +369,22 @@ def ui(
     if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from benchmark import server
+    from benchmark.terminal import plain
+
+    if reason := server.taken(port):
+        _fail(reason, 1)
     from benchmark import tracking
 
-    address = f"http://127.0.0.1:{port}"
-    _console().print(f"MLflow UI on {address} (Ctrl-C stops it); strategies compared in charts:", highlight=False)
-    for name, path in tracking.links(uri):
-        _console().print(f"  {name}: {address}{path}", highlight=False, soft_wrap=True)
+    address, links, say = f"http://127.0.0.1:{port}", tracking.links(uri), plain(_console())
+
+    def ready() -> None:
+        say(f"\nMLflow UI on {address} (Ctrl-C stops it); strategies compared in charts:")
+        for name, path in links:
+            say(f"  {name}: {address}{path}")
+        sys.stdout.flush()
+
+    say("the MLflow UI starts, which takes some seconds")
     command = [
         sys.executable,
         "-m",
@@ -388,7 +398,8 @@ def ui(
         str(port),
     ]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    if status := server.serve(command, port, ready):
+        _fail(f"the MLflow UI ended with status {status}", 1)
 
 
 @app.command()

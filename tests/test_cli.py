@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from sqlalchemy import make_url
 from typer.main import get_command
 
-from benchmark import cli, experiment, listing, schedule, tracking
+from benchmark import cli, experiment, listing, schedule, server, tracking
 from benchmark.config import TrainTable
 from benchmark.recipe import Recipe
 from benchmark.sources import IDX_FILES
@@ -96,6 +96,27 @@ def closed() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{s.getsockname()[1]}"
+
+
+def a_port(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+Served = list[list[str]]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    """Commands of servers that would have been started, and answered at once."""
+    commands: Served = []
+
+    def serve(command: list[str], port: int, ready: Callable[[], None]) -> int:
+        commands.append(command)
+        ready()
+        return 0
+
+    monkeypatch.setattr(server, "serve", serve)
+    return commands
 
 
 def assert_one_message(done: Done, *parts: str) -> None:
@@ -489,38 +510,60 @@ def test_a_server_that_is_down_is_said_once_whatever_is_to_be_delivered(
     assert len(done.err.splitlines()) == 1
 
 
-def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command) -> None:
-    done = forgetbench("ui", "--tracking-uri", "postgre://me:hunter2@db.example.org/runs")
+def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command, closed: str) -> None:
+    done = forgetbench("ui", "--tracking-uri", "postgre://me:hunter2@db.example.org/runs", "--port", a_port(closed))
     assert done.status == 2 and "hunter2" not in done.text
 
 
 def test_the_ui_listens_on_loopback_alone(
-    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Done], forgetbench: Command, closed: str, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = finished
     monkeypatch.chdir(folder)
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
-    assert "http://127.0.0.1:5001" in forgetbench("ui", "--port", "5001").text
-    (command,) = started
+    assert f"MLflow UI on {closed} " in forgetbench("ui", "--port", a_port(closed)).text
+    (command,) = served
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--port") + 1] == "5001"
+    assert command[command.index("--port") + 1] == a_port(closed)
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{folder / 'out' / 'mlflow.db'}"
 
 
 @pytest.mark.usefixtures("no_training")
 def test_the_ui_finds_a_database_whose_path_means_something_in_a_url(
-    forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    forgetbench: Command, closed: str, served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
     monkeypatch.setattr(tracking, "links", lambda uri: [])
     (tmp_path / "50% ?").mkdir()
     (tmp_path / "50% ?" / "mlflow.db").touch()
-    assert forgetbench("ui", "--out", "50% ?").status == 0
-    (command,) = started
+    assert forgetbench("ui", "--out", "50% ?", "--port", a_port(closed)).status == 0
+    (command,) = served
     uri = command[command.index("--backend-store-uri") + 1]
     assert make_url(uri).database == str(tmp_path / "50% ?" / "mlflow.db")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_port_that_is_taken_is_one_message_and_no_address(
+    forgetbench: Command, served: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = forgetbench("ui", "--port", str(other.getsockname()[1]))
+    assert done.status == 1 and not served and "http://" not in done.text
+    assert_one_message(done, "Address already in use); choose another with --port")
+
+
+def test_addresses_are_said_once_the_server_answers_and_its_end_is_told(
+    closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    code = (
+        "import http.server, sys, time; time.sleep(0.5); "
+        f"http.server.HTTPServer(('127.0.0.1', {a_port(closed)}), http.server.SimpleHTTPRequestHandler).handle_request(); "
+        "sys.exit(3)"
+    )
+    ended = server.serve([sys.executable, "-c", code], int(a_port(closed)), lambda: asked.append(True))
+    assert ended == 3 and asked == [True]
+    assert server.serve([sys.executable, "-c", "raise SystemExit(4)"], int(a_port(closed)), asked.clear) == 4 and asked
 
 
 def test_the_command_that_is_suggested_shows_no_password(
