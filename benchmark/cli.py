@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmark.experiment import Outcome
     from benchmark.terminal import Monitor
     from benchmark.tracking import Tracker
+    from strategies.base import Strategy
 
 INTERRUPTED = 130  # the exit status of Ctrl-C, which some versions of typer report and others raise
 
@@ -342,10 +343,10 @@ def check(
     Example: forgetbench check my_package.my_module:MyStrategy
     """
     from benchmark.terminal import verdicts
-    from strategies import conformance, registry
+    from strategies import conformance
 
     console = _console()
-    failed = [verdicts(console, conformance.cases(cls)) for cls in [registry.get(name) for name in names]]
+    failed = [verdicts(console, conformance.cases(cls)) for cls in [_strategy(name) for name in names]]
     sys.exit(1 if any(failed) else 0)
 
 
@@ -471,6 +472,21 @@ def verify(
     cached = [name for name in data.NAMES if (data.cache_dir() / f"{name}.npz").is_file()]
     for name in names or [*cached, "digits"]:
         _console().print(f"{name}: {data.verify(name, data_dir)}", highlight=False, soft_wrap=True)
+
+
+def _strategy(name: str) -> type[Strategy]:
+    """The strategy of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from benchmark.config import module_hint
+    from strategies import registry
+
+    try:
+        return registry.get(name)
+    except ValueError as error:
+        raise ValueError(f"{error}{module_hint(name)}") from error
 
 
 def _console() -> Console:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
+import shlex
 import tomllib
 import typing
 from collections.abc import Iterable
@@ -41,7 +43,8 @@ class ConfigError(ValueError):
 
     def __init__(self, what: str, errors: Iterable[str] = ()) -> None:
         self.errors = tuple(dict.fromkeys(errors))
-        listed = [f"{len(self.errors)} error(s) in the {what}:", *(f"  {line}" for line in self.errors)]
+        many = f"{len(self.errors)} error{'s' * (len(self.errors) != 1)}"
+        listed = [f"{many} in the {what}:", *(f"  {line}" for line in self.errors)]
         super().__init__("\n".join(listed) if self.errors else what)
 
 
@@ -155,9 +158,18 @@ def load(preset_or_file: str, overrides: Iterable[str] = ()) -> Experiment:
         overrides: `KEY=VALUE`, the key a dotted path and the value TOML, such as `train.epochs=2`.
 
     Raises:
-        ConfigError: every error in one message, each with its path.
+        ConfigError: every error in one message, each with its path; or it is a study.
     """
-    return parse(read(preset_or_file, overrides))
+    if preset_or_file in presets("studies").keys() - presets():
+        raise ConfigError(_other_command(preset_or_file))
+    content = read(preset_or_file, overrides)
+    if "study" in content:
+        raise ConfigError(_other_command(preset_or_file))
+    return parse(content)
+
+
+def _other_command(preset_or_file: str) -> str:
+    return f"{preset_or_file} is a study: forgetbench study {shlex.quote(preset_or_file)}"
 
 
 def read(preset_or_file: str, overrides: Iterable[str] = (), package: str = "benchmark") -> dict[str, Any]:
@@ -279,7 +291,7 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
     try:
         cls = registry.get(written["name"])
     except ValueError as error:
-        errors.append(f"{path}.name: {error}")
+        errors.append(f"{path}.name: {error}{module_hint(written['name'])}")
         return []
     clash = sorted({f.name for f in dataclasses.fields(cls)} & TAKEN)
     if clash:
@@ -312,6 +324,17 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
         if recipe:
             found.append(Entry(_label(written["name"], strategy, chosen), written["name"], strategy, recipe))
     return found
+
+
+def module_hint(name: str) -> str:
+    """`; ... write 'mine:Class'` where a strategy's unknown name is that of a module, or nothing.
+
+    Args:
+        name: that the registry does not know.
+    """
+    module = name.removesuffix(".py")
+    there = module.isidentifier() and importlib.util.find_spec(module) is not None
+    return f"; a module {module!r} is there: name its class too, '{module}:Class'" if there else ""
 
 
 def _recipe(path: str, train: dict[str, Any], own: dict[str, Any], errors: list[str]) -> Recipe | None:
@@ -380,5 +403,6 @@ def lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseMod
             message = e["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
             message = message.replace("String should", "should").replace("List should", "should")
             came = "" if e["type"] == "value_error" else f", got {e['input']!r}"
-            found.append(f"{path}: {message}{came}")
+            several = getattr(e.get("ctx", {}).get("error"), "lines", (message,))
+            found += [f"{path}: {each}{came}" for each in several]
     return found

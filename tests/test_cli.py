@@ -165,6 +165,9 @@ OFFLINE = ("run", "permuted-digits", "--offline")
         (("run",), "Missing argument"),
         (("train",), "No such command 'train'"),
         (("list", "networks"), "'networks' is not one of"),
+        (("check", "ewcc"), "unknown strategy 'ewcc'; did you mean 'ewc'?"),
+        (("check", "shlex"), "a module 'shlex' is there: name its class too, 'shlex:Class'"),
+        (("run", "lambda-permuted-digits"), "is a study: forgetbench study lambda-permuted-digits"),
         (("ui",), "no results in out"),
         (("sync",), "no results in out"),
         (("data", "fetch", "mnis"), "unknown image set 'mnis'; did you mean 'mnist'?"),
@@ -185,7 +188,7 @@ def test_all_errors_of_a_file_are_said_at_once(forgetbench: Command, tmp_path: P
         GOOD.replace("seeds = 1", "seeds = []").replace("lam", "lamb").replace("epochs = 1", "epochs = 0")
     )
     done = forgetbench("run", "bad.toml", "--offline")
-    assert_one_message(done, "3 error(s) in the experiment", "seeds: ", "train.epochs: ", "strategy.1.lamb: unknown key; did you mean 'lam'?")  # fmt: skip
+    assert_one_message(done, "3 errors in the experiment", "seeds: ", "train.epochs: ", "strategy.1.lamb: unknown key; did you mean 'lam'?")  # fmt: skip
     assert len(done.err.splitlines()) == 4 and done.out == ""
 
 
