@@ -129,14 +129,13 @@ def run(
     from benchmark import config
 
     chosen = config.load(preset_or_file, overrides or [])
-    from benchmark.terminal import Monitor, plain, result_table
+    from benchmark.terminal import Monitor, plain, result_table, titled
 
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
     # Before training starts: a server that does not answer should not be found out about at the end.
     tracker = None if offline else _tracker(tracking_uri, out, chosen.name)
-    strategies, seeds = len(chosen.entries), len(chosen.seeds)
-    say(f"{chosen.name}: {chosen.scenario.name}, {strategies} strategies x {seeds} seeds on {where}")
+    say(f"{titled(chosen)} on {where}")
     with Monitor(console, traces=debug) as monitor:
         outcome = _experiment(
             chosen, tracker, monitor, trains, out=out, where=where, data_dir=data_dir, most=max_stack, say=say

@@ -383,7 +383,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_a_run_ends_with_the_table_and_the_next_command(finished: tuple[Path, Done]) -> None:
     folder, done = finished
     assert done.status == 0, done.err
-    assert "trial: permuted-digits, 2 strategies x 1 seeds on cpu" in done.text
+    assert "trial: permuted-digits, 2 strategies x 1 seed on cpu" in done.text
     assert "2 runs in " in done.text and "the first task trained once a seed (1)" in done.text
     for row in table(folder / "out" / "trial" / "runs.csv"):
         shown = next(line for line in done.out.splitlines() if line.startswith(f"{row['strategy']} "))
