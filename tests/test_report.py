@@ -119,6 +119,15 @@ def test_a_template_replaces_a_block_or_everything(report: document.Document, tm
     assert write.render(report, mine) == "3 findings\n"
 
 
+def test_the_readmes_template_adds_a_sentence_to_the_limitations(report: document.Document, tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```jinja\n(.*?)```", readme, flags=re.S)
+    (mine := tmp_path / "mine.j2").write_text(example)
+    made = write.render(report, mine)
+    assert made.count("### ") == write.render(report).count("### ")
+    assert "\n\nWe ran this on a Tuesday.\n\n### Runs\n" in made
+
+
 BLOCKS = re.findall(r"{% block (\w+)", (Path(write.__file__).parent / "templates" / "report.md.j2").read_text("utf-8"))
 
 
