@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmark.experiment import Outcome
     from benchmark.terminal import Monitor
     from benchmark.tracking import Tracker
+    from strategies.base import Strategy
 
 INTERRUPTED = 130  # the exit status of Ctrl-C, which some versions of typer report and others raise
 
@@ -72,11 +73,29 @@ class What(StrEnum):
     """What `list` can list."""
 
     strategies = "strategies"
+    train = "train"
     scenarios = "scenarios"
     models = "models"
     presets = "presets"
     studies = "studies"
     data = "data"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"forgetbench {version('forgetbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `forgetbench` itself."""
 
 
 @app.command()
@@ -110,14 +129,13 @@ def run(
     from benchmark import config
 
     chosen = config.load(preset_or_file, overrides or [])
-    from benchmark.terminal import Monitor, plain, result_table
+    from benchmark.terminal import Monitor, plain, result_table, titled
 
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
     # Before training starts: a server that does not answer should not be found out about at the end.
     tracker = None if offline else _tracker(tracking_uri, out, chosen.name)
-    strategies, seeds = len(chosen.entries), len(chosen.seeds)
-    say(f"{chosen.name}: {chosen.scenario.name}, {strategies} strategies x {seeds} seeds on {where}")
+    say(f"{titled(chosen)} on {where}")
     with Monitor(console, traces=debug) as monitor:
         outcome = _experiment(
             chosen, tracker, monitor, trains, out=out, where=where, data_dir=data_dir, most=max_stack, say=say
@@ -324,10 +342,10 @@ def check(
     Example: forgetbench check my_package.my_module:MyStrategy
     """
     from benchmark.terminal import verdicts
-    from strategies import conformance, registry
+    from strategies import conformance
 
     console = _console()
-    failed = [verdicts(console, conformance.cases(cls)) for cls in [registry.get(name) for name in names]]
+    failed = [verdicts(console, conformance.cases(cls)) for cls in [_strategy(name) for name in names]]
     sys.exit(1 if any(failed) else 0)
 
 
@@ -351,12 +369,22 @@ def ui(
     if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from benchmark import server
+    from benchmark.terminal import plain
+
+    if reason := server.taken(port):
+        _fail(reason, 1)
     from benchmark import tracking
 
-    address = f"http://127.0.0.1:{port}"
-    _console().print(f"MLflow UI on {address} (Ctrl-C stops it); strategies compared in charts:", highlight=False)
-    for name, path in tracking.links(uri):
-        _console().print(f"  {name}: {address}{path}", highlight=False, soft_wrap=True)
+    address, links, say = f"http://127.0.0.1:{port}", tracking.links(uri), plain(_console())
+
+    def ready() -> None:
+        say(f"\nMLflow UI on {address} (Ctrl-C stops it); strategies compared in charts:")
+        for name, path in links:
+            say(f"  {name}: {address}{path}")
+        sys.stdout.flush()
+
+    say("the MLflow UI starts, which takes some seconds")
     command = [
         sys.executable,
         "-m",
@@ -370,7 +398,8 @@ def ui(
         str(port),
     ]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    if status := server.serve(command, port, ready):
+        _fail(f"the MLflow UI ended with status {status}", 1)
 
 
 @app.command()
@@ -442,6 +471,21 @@ def verify(
     cached = [name for name in data.NAMES if (data.cache_dir() / f"{name}.npz").is_file()]
     for name in names or [*cached, "digits"]:
         _console().print(f"{name}: {data.verify(name, data_dir)}", highlight=False, soft_wrap=True)
+
+
+def _strategy(name: str) -> type[Strategy]:
+    """The strategy of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from benchmark.config import module_hint
+    from strategies import registry
+
+    try:
+        return registry.get(name)
+    except ValueError as error:
+        raise ValueError(f"{error}{module_hint(name)}") from error
 
 
 def _console() -> Console:

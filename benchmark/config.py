@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
+import shlex
 import tomllib
 import typing
 from collections.abc import Iterable
@@ -27,6 +29,10 @@ from strategies.registry import did_you_mean
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+EPOCHS = 4
+"""Of each task, where a file says neither epochs nor iterations."""
+
+
 class ConfigError(ValueError):
     """Everything that is wrong with a file or a command line's overrides.
 
@@ -37,7 +43,8 @@ class ConfigError(ValueError):
 
     def __init__(self, what: str, errors: Iterable[str] = ()) -> None:
         self.errors = tuple(dict.fromkeys(errors))
-        listed = [f"{len(self.errors)} error(s) in the {what}:", *(f"  {line}" for line in self.errors)]
+        many = f"{len(self.errors)} error{'s' * (len(self.errors) != 1)}"
+        listed = [f"{many} in the {what}:", *(f"  {line}" for line in self.errors)]
         super().__init__("\n".join(listed) if self.errors else what)
 
 
@@ -72,7 +79,7 @@ class ExperimentTable(BaseModel):
     scenario: str | list[str] | dict[str, Any]
     model: str | dict[str, Any] = "mlp-bn"
     seeds: tuple[int, ...]
-    train: TrainTable = TrainTable(epochs=4)
+    train: TrainTable = TrainTable(epochs=EPOCHS)
     strategy: list[dict[str, Any]] = Field(min_length=1)
 
     @field_validator("scenario")
@@ -151,9 +158,18 @@ def load(preset_or_file: str, overrides: Iterable[str] = ()) -> Experiment:
         overrides: `KEY=VALUE`, the key a dotted path and the value TOML, such as `train.epochs=2`.
 
     Raises:
-        ConfigError: every error in one message, each with its path.
+        ConfigError: every error in one message, each with its path; or it is a study.
     """
-    return parse(read(preset_or_file, overrides))
+    if preset_or_file in presets("studies").keys() - presets():
+        raise ConfigError(_other_command(preset_or_file))
+    content = read(preset_or_file, overrides)
+    if "study" in content:
+        raise ConfigError(_other_command(preset_or_file))
+    return parse(content)
+
+
+def _other_command(preset_or_file: str) -> str:
+    return f"{preset_or_file} is a study: forgetbench study {shlex.quote(preset_or_file)}"
 
 
 def read(preset_or_file: str, overrides: Iterable[str] = (), package: str = "benchmark") -> dict[str, Any]:
@@ -188,7 +204,7 @@ def parse(content: dict[str, Any]) -> Experiment:
         table = ExperimentTable.model_validate(content)
     except ValidationError as error:
         errors += lines(error, (), ExperimentTable)
-    train = content.get("train", {"epochs": 4})
+    train = content.get("train", {"epochs": EPOCHS})
     entries: list[Entry] = []
     written = content.get("strategy")
     for i, entry in enumerate(written if isinstance(written, list) else []):
@@ -275,7 +291,7 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
     try:
         cls = registry.get(written["name"])
     except ValueError as error:
-        errors.append(f"{path}.name: {error}")
+        errors.append(f"{path}.name: {error}{module_hint(written['name'])}")
         return []
     clash = sorted({f.name for f in dataclasses.fields(cls)} & TAKEN)
     if clash:
@@ -310,13 +326,24 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
     return found
 
 
+def module_hint(name: str) -> str:
+    """`; ... write 'mine:Class'` where a strategy's unknown name is that of a module, or nothing.
+
+    Args:
+        name: that the registry does not know.
+    """
+    module = name.removesuffix(".py")
+    there = module.isidentifier() and importlib.util.find_spec(module) is not None
+    return f"; a module {module!r} is there: name its class too, '{module}:Class'" if there else ""
+
+
 def _recipe(path: str, train: dict[str, Any], own: dict[str, Any], errors: list[str]) -> Recipe | None:
     merged = dict(train)
     for key, value in own.items():
         merged[key] = value
         _drop_alternative(merged, key)
     if merged.get("epochs") is None and merged.get("iterations") is None:
-        merged["epochs"] = 4
+        merged["epochs"] = EPOCHS
     if merged.get("epochs") is not None and merged.get("iterations") is not None:
         errors.append("train: expected epochs or iterations, got both")
         return None
@@ -376,5 +403,6 @@ def lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseMod
             message = e["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
             message = message.replace("String should", "should").replace("List should", "should")
             came = "" if e["type"] == "value_error" else f", got {e['input']!r}"
-            found.append(f"{path}: {message}{came}")
+            several = getattr(e.get("ctx", {}).get("error"), "lines", (message,))
+            found += [f"{path}: {each}{came}" for each in several]
     return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable
+from typing import get_args
 
 from rich.table import Table
 
@@ -12,10 +15,11 @@ def table(what: str) -> Table:
     """One row a thing.
 
     Args:
-        what: strategies, scenarios, models, presets, studies or data.
+        what: strategies, train, scenarios, models, presets, studies or data.
     """
     made: dict[str, Callable[[], Table]] = {
         "strategies": _strategies,
+        "train": _train,
         "scenarios": _scenarios,
         "models": _models,
         "presets": lambda: _presets("benchmark"),
@@ -54,6 +58,28 @@ def _strategies() -> Table:
             made.add_row(*first)
         made.add_section()
     return made
+
+
+def _train() -> Table:
+    from benchmark.config import EPOCHS, TrainTable
+    from benchmark.recipe import Recipe
+
+    made, docs = _new(r"key of \[train]", "default", "what it does", "choices"), attributes(Recipe)
+    for name, field in TrainTable.model_fields.items():
+        choices = ", ".join(word for word in get_args(field.annotation) if isinstance(word, str))
+        default = {"epochs": str(EPOCHS), "iterations": ""}.get(name, str(field.default))
+        made.add_row(name, default, docs[name].replace("[", r"\["), choices)
+    return made
+
+
+def attributes(cls: type) -> dict[str, str]:
+    """What the docstring of a class says of each attribute, on one line.
+
+    Args:
+        cls: with a section `Attributes:`.
+    """
+    listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    return {name: " ".join(text.split()) for name, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, re.M)}
 
 
 def _scenarios() -> Table:

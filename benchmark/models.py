@@ -29,6 +29,18 @@ MODELS: dict[str, Factory] = {"mlp": Mlp, "mlp-bn": MlpBN, "cnn": Cnn, "resnet18
 _BUILDING = threading.RLock()
 
 
+class OptionError(ValueError):
+    """Everything that is wrong with the options of a model.
+
+    Args:
+        lines: one a mistake.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__("\n".join(lines))
+
+
 @dataclass(frozen=True)
 class Model:
     """A network by name, with its options; `resolve` makes one and checks it.
@@ -118,26 +130,33 @@ def resolve(spec: str | dict[str, Any]) -> Model:
         spec: a name, or a table of `name` and the model's options.
 
     Raises:
-        ValueError: unknown model, unknown or missing option, or a value of another type or out of bounds.
+        ValueError: unknown model.
+        OptionError: every unknown or missing option, and every value of another type or out of bounds.
     """
     table = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = table.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"name: expected the name of a model, got {name!r} (forgetbench list models)")
     factory, known = _factory(name), options(name)
-    for key, value in table.items():
-        if key not in known and not any(k.startswith("**") for k in known):
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"model {name!r}: unknown option {key!r}{did_you_mean(key, known) or f'; {takes}'}")
+    given = {key: _frozen(value) for key, value in table.items()}
+    fits = {k: v for k, v in given.items() if k in known or any(o.startswith("**") for o in known)}
+    takes = f"it takes {', '.join(known)}" if known else "it takes none"
+    wrong = [
+        f"model {name!r}: unknown option {key!r}{did_you_mean(key, known) or f'; {takes}'}"
+        for key in given
+        if key not in fits
+    ]
+    for key, value in fits.items():
         kind = _kind(known[key].annotation) if key in known else _ANYTHING
-        table[key] = _frozen(value)
-        if not kind.fits(table[key]):
-            raise ValueError(f"{key}: expected {kind.one}, got {value!r}")
+        if not kind.fits(value):
+            wrong.append(f"{key}: expected {kind.one}, got {table[key]!r}")
     try:
-        inspect.signature(factory).bind((), 1, **table)
+        inspect.signature(factory).bind((), 1, **fits)
     except TypeError as error:
-        raise ValueError(f"model {name!r}, called as factory(shape, outputs, **options): {error}") from error
-    return Model(name, tuple(sorted(table.items())))
+        wrong.append(f"model {name!r}, called as factory(shape, outputs, **options): {error}")
+    if wrong:
+        raise OptionError(wrong)
+    return Model(name, tuple(sorted(given.items())))
 
 
 def _frozen(value: Any) -> Any:

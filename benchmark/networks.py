@@ -73,7 +73,7 @@ class Mlp(nn.Sequential):
 
 
 class MlpBN(nn.Module):
-    """Linear-256, BatchNorm, ReLU; Linear-128, BatchNorm, ReLU; Linear: the network of `references/notebook.md`.
+    """Linear-256, BatchNorm, ReLU; Linear-128, BatchNorm, ReLU; Linear: the default.
 
     Args:
         shape: of one input; it is flattened.

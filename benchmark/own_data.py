@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -97,6 +97,7 @@ def read_file(name: str) -> dict[str, Array]:
 
     Raises:
         DataError: it cannot be read, or holds pickles, which are never loaded.
+        ValueError: one of them is missing.
     """
     path = Path(name).expanduser()
     if not path.is_file():
@@ -107,15 +108,17 @@ def read_file(name: str) -> dict[str, Array]:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {}
+            held = file.files
             for part in [part for part in PARTS if part in file]:
                 arrays[part] = file[part]
-            return arrays
     except Exception as error:  # zlib.error, NotImplementedError, ...: a damaged archive fails in many ways
         if "pickle" in str(error):
             reason = "holds Python objects, which are never unpickled; save numbers with numpy.savez"
         else:
             reason = f"corrupt or truncated ({error})"
         raise DataError(f"{path}: {part} {reason}" if part else f"{path}: {reason}") from error
+    _complete(name, held)
+    return arrays
 
 
 def file_checksum(name: str) -> str:
@@ -161,11 +164,7 @@ def parts(name: str, found: object, say: Say) -> dict[str, object]:
         ValueError: it is none of these, or an item is not (image, label).
     """
     if isinstance(found, Mapping):
-        if missing := [part for part in PARTS if part not in found]:
-            held = ", ".join(map(str, found)) or "nothing"
-            raise ValueError(
-                f"image set {name!r}: expected {', '.join(PARTS)}; {', '.join(missing)} missing, got {held}"
-            )
+        _complete(name, found)
         return {part: found[part] for part in PARTS}
     if isinstance(found, tuple | list) and len(found) == 4:
         return dict(zip(PARTS, found, strict=True))
@@ -176,6 +175,12 @@ def parts(name: str, found: object, say: Say) -> dict[str, object]:
         return dict(zip(PARTS, (*pairs[0], *pairs[1]), strict=True))
     count = f" of {len(found)}" if isinstance(found, tuple | list) else ""
     raise ValueError(f"image set {name!r}: expected {EXPECTED}; got {type(found).__name__}{count}")
+
+
+def _complete(name: str, held: Collection[object]) -> None:
+    if missing := [part for part in PARTS if part not in held]:
+        got = ", ".join(map(str, held)) or "nothing"
+        raise ValueError(f"image set {name!r}: expected {', '.join(PARTS)}; {', '.join(missing)} missing, got {got}")
 
 
 def _pair(where: str, dataset: Any, say: Say) -> tuple[object, object]:

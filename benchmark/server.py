@@ -8,10 +8,14 @@ import logging
 import os
 import re
 import shlex
+import signal
+import socket
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,6 +192,57 @@ def quiet() -> Generator[None, None, None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def taken(port: int) -> str:
+    """Why a port of loopback cannot be listened on, which a server would say in the middle of its log; empty if it can.
+
+    Args:
+        port: to listen on.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed is free, as servers see it
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            return f"port {port} cannot be listened on ({reason}); choose another with --port"
+    return ""
+
+
+def serve(command: Sequence[str], port: int, ready: Callable[[], None]) -> int:
+    """Run a server in the foreground, until it ends or Ctrl-C ends both.
+
+    Args:
+        command: that starts it.
+        port: of loopback that it listens on.
+        ready: called once it answers.
+
+    Returns:
+        Its exit status; 0 after Ctrl-C.
+    """
+    with subprocess.Popen(command) as server:
+        before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # it would stay behind
+        try:
+            while server.poll() is None and not _answers(port):
+                time.sleep(0.2)
+            if server.poll() is None:
+                ready()
+            return server.wait()
+        except KeyboardInterrupt:  # a terminal sends it to the server too
+            server.wait()
+            return 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=2)) as asked:
+            asked.request("GET", "/health")
+            return asked.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _reachable(uri: str) -> None:

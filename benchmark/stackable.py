@@ -34,6 +34,7 @@ _MEANINGS = {
     "data-dependent control flow": "it branches on a tensor, which has a value a run: use torch.where",
     "broadcast shape": _SHARED,
     "inplace": _SHARED,
+    "the same class": "its class is another one at each call: define the class at module level",
     "does not require grad": "its logits do not depend on its parameters, or are detached from them",
 }
 _LIKELY = {

@@ -14,15 +14,18 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from benchmark.config import Experiment
     from benchmark.data import ImageSet
     from benchmark.plan import Plan
     from benchmark.runs import Run
@@ -33,6 +36,14 @@ if TYPE_CHECKING:
 
 
 PLAIN_EVERY = 5.0  # seconds between lines where the output is not a terminal
+FORESEEN = 0.1  # the share of training after which the time left is told: a shared first task trains few runs at a time
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, once enough has been trained to tell."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.completed >= FORESEEN * (task.total or 0) else Text("-:--")
 
 
 class Monitor:
@@ -51,7 +62,7 @@ class Monitor:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("run-epochs"),
-            TimeRemainingColumn(compact=True),
+            _TimeLeft(compact=True),
             TextColumn("{task.fields[now]}", style="dim", markup=False),  # labels have brackets
             console=console,
             disable=not console.is_terminal,
@@ -100,13 +111,19 @@ class Monitor:
         due = time.monotonic() - self._said >= PLAIN_EVERY or self._trained == self._total
         if not self._console.is_terminal and self._total and due:
             self._said = time.monotonic()
-            # What is tried again trains more than was planned.
-            left = (time.monotonic() - self._started) * max(self._total / self._trained - 1, 0)
             stack = self._current.get(threading.get_ident(), "")
             self._console.print(
-                f"[{self._trained}/{self._total} run-epochs, about {left:.0f} s left] {stack}: {now}",
+                f"[{self._trained}/{self._total} run-epochs{self._left()}] {stack}: {now}",
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip
+
+    def _left(self) -> str:
+        """`, about 12 s left`, once enough has been trained to tell."""
+        if self._trained < FORESEEN * self._total:
+            return ""
+        # What is tried again trains more than was planned.
+        left = (time.monotonic() - self._started) * max(self._total / self._trained - 1, 0)
+        return f", about {left:.0f} s left"
 
     def stack_trained(self, runs: tuple[Run, ...], params: Params) -> None:
         """Nothing to show: the next stack says its name."""
@@ -132,6 +149,14 @@ def _run_epochs(plan: Plan, tasks: list[ImageSet]) -> int:
     return total
 
 
+def titled(chosen: Experiment) -> str:
+    """`mine: permuted-digits, 2 strategies x 1 seed`; a name that is the scenario's is said once."""
+    names = ": ".join(dict.fromkeys([chosen.name, chosen.scenario.name]))
+    strategies, seeds = len(chosen.entries), len(chosen.seeds)
+    many = f"{strategies} {'strategy' if strategies == 1 else 'strategies'} x {seeds} seed{'s' * (seeds != 1)}"
+    return f"{names}, {many}"
+
+
 def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     """Mean and spread of each strategy, in per cent.
 
@@ -139,7 +164,7 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         runs: one row a run, see `reports.load`.
         accuracy: one row a cell of an accuracy matrix, see `reports.load`.
     """
-    from reports import compare
+    from reports import compare, names, recipes
     from reports.measures import MAIN
     from reports.numbers import percent
 
@@ -154,8 +179,9 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     )  # fmt: skip
     table.add_column("strategy", overflow="fold")
     table.add_column("n", justify="right")
+    known = names.tasks(accuracy["task"].nunique(), recipes.shared(runs).get("images", ""))
     for task in shown:
-        table.add_column(f"task {task}", justify="right")
+        table.add_column(known[task - 1].replace("[", r"\["), justify="right")
     for metric in metrics:
         table.add_column(MAIN[metric].replace(" ", "\n", 1), justify="right", no_wrap=True)
     for status in lost:

@@ -148,7 +148,8 @@ def build(tracked: Tracked, *, baseline: str = "naive", allow_mixed: bool = Fals
     """
     if compare.finished(tracked.runs).empty:
         states = ", ".join(f"{many} {status}" for status, many in tracked.runs["status"].value_counts().items())
-        raise ReportError(f"no finished runs to report on: {states}; wait for the experiment, or look at its recipe")
+        wait = "wait for the experiment, or " * bool(tracked.runs["status"].eq("unfinished").any())
+        raise ReportError(f"no finished runs to report on: {states}; {wait}look at its recipe")
     current = recipes.groups(tracked.runs, allow_mixed=allow_mixed)
     # One cast for the whole report: a strategy has the same colour and name in every section.
     cast = figures.Cast.of(label for group in current for label in group.runs["strategy"])

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports import compare, names
 from reports.measures import NEW
-from reports.numbers import number, p_value
+from reports.numbers import between, number, p_value
 
 Row = dict[Any, Any]
 MOST = 12  # sentences; the table of paired differences has the rest
@@ -74,7 +74,7 @@ def _incomparable(runs: pd.DataFrame, apart: list[str], reference: str, spoken: 
 
 
 def _share(row: pd.Series, unit: str = "%") -> str:
-    there = "" if pd.isna(row["low"]) else f" (95% CI {number(row['low'])} to {number(row['high'])})"
+    there = "" if pd.isna(row["low"]) else f" (95% CI {between(row['low'], row['high'])})"
     return f"{number(row['mean'])} {unit}{there}"
 
 
@@ -121,7 +121,7 @@ def _about(row: Row, *, flip: bool = False, said_n: int = 0) -> str:
     n, low, high, p = int(row["n"]), float(row["low"]), float(row["high"]), p_value(float(row["p_holm"]))
     low, high = (-high, -low) if flip else (low, high)
     parts = {
-        "without an interval" if pd.isna(low) else f"95% CI {number(low)} to {number(high)}": True,
+        "without an interval" if pd.isna(low) else f"95% CI {between(low, high)}": True,
         f"n = {n} paired seed{'s' * (n != 1)}": n != said_n,
         f"Holm-adjusted p {'' if p.startswith('<') else '= '}{p}": bool(row["decidable"]),
     }

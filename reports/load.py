@@ -330,4 +330,5 @@ def _cells(frame: pd.DataFrame, matrices: list[NDArray[np.float64]]) -> pd.DataF
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:5]
-    return f"; there are {', '.join(near)}" if near else "; there are none"
+    more = f" and {len(known) - len(near)} more" if len(known) > len(near) else ""
+    return f"; there are {', '.join(near)}{more}" if near else "; there are none"

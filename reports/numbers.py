@@ -27,9 +27,20 @@ def points(difference: float) -> str:
     return f"{'+' if round(100 * difference, 1) > 0 else ''}{number(difference)}"
 
 
+def bound(share: float) -> str:
+    """`−0.02` of -0.0002: as `number`, with the digits, up to three, that show on which side of zero a bound lies."""
+    shown = (f"{100 * share:.{digits}f}" for digits in (1, 2, 3))
+    return next((text.replace("-", MINUS) for text in shown if float(text)), number(0.0))
+
+
+def between(low: float, high: float) -> str:
+    """`−1.2 to 3.4`, in per cent or points: the bounds of an interval."""
+    return f"{bound(low)} to {bound(high)}"
+
+
 def interval(low: float, high: float) -> str:
     """`[−1.2, 3.4]`, in points; a dash where there is none."""
-    return NONE if pd.isna(low) else f"[{number(low)}, {number(high)}]"
+    return NONE if pd.isna(low) else f"[{bound(low)}, {bound(high)}]"
 
 
 def p_value(p: float) -> str:

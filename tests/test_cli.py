@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from mlflow import MlflowClient
 from sqlalchemy import make_url
 from typer.main import get_command
 
-from benchmark import cli, experiment, schedule, tracking
+from benchmark import cli, experiment, listing, schedule, server, tracking
+from benchmark.config import TrainTable
+from benchmark.recipe import Recipe
 from benchmark.sources import IDX_FILES
 
 GOOD = """
@@ -95,6 +98,27 @@ def closed() -> str:
         return f"http://127.0.0.1:{s.getsockname()[1]}"
 
 
+def a_port(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+Served = list[list[str]]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    """Commands of servers that would have been started, and answered at once."""
+    commands: Served = []
+
+    def serve(command: list[str], port: int, ready: Callable[[], None]) -> int:
+        commands.append(command)
+        ready()
+        return 0
+
+    monkeypatch.setattr(server, "serve", serve)
+    return commands
+
+
 def assert_one_message(done: Done, *parts: str) -> None:
     assert done.status not in {0, None}
     assert "Traceback" not in done.text and "a bug of forgetbench" not in done.text
@@ -141,6 +165,9 @@ OFFLINE = ("run", "permuted-digits", "--offline")
         (("run",), "Missing argument"),
         (("train",), "No such command 'train'"),
         (("list", "networks"), "'networks' is not one of"),
+        (("check", "ewcc"), "unknown strategy 'ewcc'; did you mean 'ewc'?"),
+        (("check", "shlex"), "a module 'shlex' is there: name its class too, 'shlex:Class'"),
+        (("run", "lambda-permuted-digits"), "is a study: forgetbench study lambda-permuted-digits"),
         (("ui",), "no results in out"),
         (("sync",), "no results in out"),
         (("data", "fetch", "mnis"), "unknown image set 'mnis'; did you mean 'mnist'?"),
@@ -161,7 +188,7 @@ def test_all_errors_of_a_file_are_said_at_once(forgetbench: Command, tmp_path: P
         GOOD.replace("seeds = 1", "seeds = []").replace("lam", "lamb").replace("epochs = 1", "epochs = 0")
     )
     done = forgetbench("run", "bad.toml", "--offline")
-    assert_one_message(done, "3 error(s) in the experiment", "seeds: ", "train.epochs: ", "strategy.1.lamb: unknown key; did you mean 'lam'?")  # fmt: skip
+    assert_one_message(done, "3 errors in the experiment", "seeds: ", "train.epochs: ", "strategy.1.lamb: unknown key; did you mean 'lam'?")  # fmt: skip
     assert len(done.err.splitlines()) == 4 and done.out == ""
 
 
@@ -262,6 +289,10 @@ def test_the_help_of_every_command_has_an_example_of_it(forgetbench: Command, co
     assert forgetbench(*command, "-h") == done
 
 
+def test_the_version_is_that_of_the_package(forgetbench: Command) -> None:
+    assert forgetbench("--version") == Done(0, f"forgetbench {version('forgetbench')}\n", "")
+
+
 def test_a_study_takes_every_option_that_a_run_takes() -> None:
     run, study = (
         {option for parameter in get_command(cli.app).commands[name].params for option in parameter.opts}
@@ -305,6 +336,13 @@ def test_everything_a_file_can_name_is_listed(forgetbench: Command, what: str, n
         assert name in done.out
 
 
+def test_the_keys_of_training_are_listed_with_defaults_and_what_they_do(forgetbench: Command) -> None:
+    lines = {line.split()[0]: " ".join(line.split()) for line in forgetbench("list", "train").out.splitlines() if line}
+    assert TrainTable.model_fields.keys() == listing.attributes(Recipe).keys() <= lines.keys()
+    assert lines["lr"] == "lr 0.0001 learning rate." and lines["epochs"].startswith("epochs 4 passes over")
+    assert lines["optimizer_state"].endswith("fresh optimiser. reset, keep")
+
+
 def test_a_listed_example_of_a_scenario_can_be_copied(forgetbench: Command) -> None:
     assert '["a", "b", ...]' in forgetbench("list", "scenarios").out
 
@@ -345,7 +383,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_a_run_ends_with_the_table_and_the_next_command(finished: tuple[Path, Done]) -> None:
     folder, done = finished
     assert done.status == 0, done.err
-    assert "trial: permuted-digits, 2 strategies x 1 seeds on cpu" in done.text
+    assert "trial: permuted-digits, 2 strategies x 1 seed on cpu" in done.text
     assert "2 runs in " in done.text and "the first task trained once a seed (1)" in done.text
     for row in table(folder / "out" / "trial" / "runs.csv"):
         shown = next(line for line in done.out.splitlines() if line.startswith(f"{row['strategy']} "))
@@ -475,38 +513,60 @@ def test_a_server_that_is_down_is_said_once_whatever_is_to_be_delivered(
     assert len(done.err.splitlines()) == 1
 
 
-def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command) -> None:
-    done = forgetbench("ui", "--tracking-uri", "postgre://me:hunter2@db.example.org/runs")
+def test_an_address_that_no_ui_can_be_opened_on_shows_no_password(forgetbench: Command, closed: str) -> None:
+    done = forgetbench("ui", "--tracking-uri", "postgre://me:hunter2@db.example.org/runs", "--port", a_port(closed))
     assert done.status == 2 and "hunter2" not in done.text
 
 
 def test_the_ui_listens_on_loopback_alone(
-    finished: tuple[Path, Done], forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Done], forgetbench: Command, closed: str, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = finished
     monkeypatch.chdir(folder)
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
-    assert "http://127.0.0.1:5001" in forgetbench("ui", "--port", "5001").text
-    (command,) = started
+    assert f"MLflow UI on {closed} " in forgetbench("ui", "--port", a_port(closed)).text
+    (command,) = served
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--port") + 1] == "5001"
+    assert command[command.index("--port") + 1] == a_port(closed)
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{folder / 'out' / 'mlflow.db'}"
 
 
 @pytest.mark.usefixtures("no_training")
 def test_the_ui_finds_a_database_whose_path_means_something_in_a_url(
-    forgetbench: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    forgetbench: Command, closed: str, served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
     monkeypatch.setattr(tracking, "links", lambda uri: [])
     (tmp_path / "50% ?").mkdir()
     (tmp_path / "50% ?" / "mlflow.db").touch()
-    assert forgetbench("ui", "--out", "50% ?").status == 0
-    (command,) = started
+    assert forgetbench("ui", "--out", "50% ?", "--port", a_port(closed)).status == 0
+    (command,) = served
     uri = command[command.index("--backend-store-uri") + 1]
     assert make_url(uri).database == str(tmp_path / "50% ?" / "mlflow.db")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_port_that_is_taken_is_one_message_and_no_address(
+    forgetbench: Command, served: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = forgetbench("ui", "--port", str(other.getsockname()[1]))
+    assert done.status == 1 and not served and "http://" not in done.text
+    assert_one_message(done, "Address already in use); choose another with --port")
+
+
+def test_addresses_are_said_once_the_server_answers_and_its_end_is_told(
+    closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    code = (
+        "import http.server, sys, time; time.sleep(0.5); "
+        f"http.server.HTTPServer(('127.0.0.1', {a_port(closed)}), http.server.SimpleHTTPRequestHandler).handle_request(); "
+        "sys.exit(3)"
+    )
+    ended = server.serve([sys.executable, "-c", code], int(a_port(closed)), lambda: asked.append(True))
+    assert ended == 3 and asked == [True]
+    assert server.serve([sys.executable, "-c", "raise SystemExit(4)"], int(a_port(closed)), asked.clear) == 4 and asked
 
 
 def test_the_command_that_is_suggested_shows_no_password(

@@ -34,7 +34,7 @@ def errors(content: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         config.parse(content)
     first, *lines = str(caught.value).splitlines()
-    assert first == f"{len(lines)} error(s) in the experiment:"
+    assert first == f"{len(lines)} error{'s' * (len(lines) != 1)} in the experiment:"
     return [line.strip() for line in lines]
 
 
@@ -42,6 +42,33 @@ def error(content: dict[str, Any]) -> str:
     """The one line that a wrong file is answered with."""
     (line,) = errors(content)
     return line
+
+
+def test_all_mistakes_of_a_models_options_are_said_at_once() -> None:
+    wrong = {"name": "mlp", "width": 3, "activation": "swish", "norm": "group"}
+    first, second, third = errors(changed(model=wrong))
+    assert first == "model: model 'mlp': unknown option 'width'; did you mean 'widths'?"
+    assert second.startswith("model: activation: expected one of 'relu'") and second.endswith("got 'swish'")
+    assert third.startswith("model: norm: ") and third.endswith("got 'group'")
+
+
+@pytest.mark.parametrize("name", ["lambda-permuted-digits", "my study.toml"])
+def test_a_study_is_sent_to_its_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my study.toml").write_text('name = "mine"\n[study]\ntrials = 2\n')
+    with pytest.raises(ConfigError, match=f"^{name} is a study: forgetbench study '?{name}'?$"):
+        config.load(name)
+
+
+def test_a_module_in_a_strategys_place_is_told_from_an_unknown_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_own_strategy.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "is there: name its class too, 'my_own_strategy:Class'"
+    for name in ("my_own_strategy", "my_own_strategy.py"):
+        assert error(changed(strategy=[{"name": name}])).endswith(said)
+    assert "module" not in error(changed(strategy=[{"name": "ewcc"}]))
 
 
 # What a file means

@@ -259,8 +259,11 @@ def test_a_baseline_that_is_not_there_is_refused_with_those_that_are(tracked) ->
 
 def test_where_no_run_finished_there_is_no_report(tracked) -> None:
     found = tracked(*[made.record("naive", seed, status="diverged") for seed in range(2)])
-    with pytest.raises(ReportError, match="no finished runs to report on: 2 diverged"):
+    with pytest.raises(ReportError, match="no finished runs to report on: 2 diverged; look at its recipe"):
         document.build(found)
+    still = dataclasses.replace(found, runs=found.runs.assign(status=["diverged", "unfinished"]))
+    with pytest.raises(ReportError, match="1 unfinished; wait for the experiment, or look at its recipe"):
+        document.build(still)
 
 
 def test_one_strategy_is_reported_without_a_comparison(tracked) -> None:

@@ -470,6 +470,10 @@ def test_forgetting_of_a_few_tasks_has_a_panel_a_task(tasks: int) -> None:
     runs, accuracy = frames(tasks, 3)
     panels = visible(figures.forgetting_by_task(accuracy))
     assert [axis.get_title() for axis in panels] == [f"task {j}" for j in range(1, tasks)]
+    ((low, high),) = {axis.get_xlim() for axis in panels}
+    assert low < 0 < high
+    named = [axis.get_xlabel() for axis in panels if axis.get_xlabel()] or [panels[0].get_figure().get_supxlabel()]
+    assert named == ["forgetting (points)"]
     frame = forgetting.dropped(accuracy)
     for task, axis in enumerate(panels, start=1):
         means = frame[frame["task"] == task].groupby("strategy", sort=False)["forgetting"].mean()

@@ -99,6 +99,15 @@ def test_an_overviews_id_stands_for_its_runs_and_a_runs_for_itself(uri: str) -> 
     assert len(load.runs(uri, ids=[overview, *chosen])) == len(runs)  # each once
 
 
+def test_a_list_of_what_is_there_says_that_it_is_not_all() -> None:
+    known = [f"set-{i}" for i in range(8)]
+    assert load._did_you_mean("zzz", known) == "; there are set-0, set-1, set-2, set-3, set-4 and 3 more"
+    assert (
+        load._did_you_mean("set-9x", known).endswith(" and 5 more")
+        and load._did_you_mean("x", []) == "; there are none"
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -533,9 +533,17 @@ class _Scaled(torch.autograd.Function):
         return gradient / (2 if torch._C._functorch.maybe_current_level() else 1)
 
 
+def local_class(shape, outputs):
+    class Local(nn.Linear):
+        pass
+
+    return Local(shape[0], outputs)
+
+
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
+        (local_class, "stacked: its class is another one at each call: define the class at module level"),
         (
             dropout,
             "in train mode, layer '1' (Dropout): it draws random numbers, so that a run's result would depend on",

@@ -222,7 +222,7 @@ def test_missing_arrays_are_named_with_those_that_are_there(tmp_path: Path) -> N
     held = arrays(4)
     path = str(tmp_path / "mine.npz")
     np.savez(path, train_x=held["train_x"], test_x=held["test_x"], x_train=held["train_x"])
-    with pytest.raises(ValueError, match=r"train_y, test_y missing, got train_x, test_x"):
+    with pytest.raises(ValueError, match=r"train_y, test_y missing, got train_x, test_x, x_train"):
         data.load(path)
 
 

@@ -119,6 +119,33 @@ def test_a_template_replaces_a_block_or_everything(report: document.Document, tm
     assert write.render(report, mine) == "3 findings\n"
 
 
+def test_the_readmes_template_adds_a_sentence_to_the_limitations(report: document.Document, tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```jinja\n(.*?)```", readme, flags=re.S)
+    (mine := tmp_path / "mine.j2").write_text(example)
+    made = write.render(report, mine)
+    assert made.count("### ") == write.render(report).count("### ")
+    assert "\n\nWe ran this on a Tuesday.\n\n### Runs\n" in made
+
+
+BLOCKS = re.findall(r"{% block (\w+)", (Path(write.__file__).parent / "templates" / "report.md.j2").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("block", [name for name in BLOCKS if name != "title"])
+def test_what_replaces_or_follows_a_block_stands_apart_from_its_neighbours(
+    report: document.Document, tmp_path: Path, block: str
+) -> None:
+    (mine := tmp_path / "mine.j2").write_text(
+        f'{{% extends "report.md.j2" %}}{{% block {block} %}}Ours.{{% endblock %}}'
+    )
+    whole, replaced = write.render(report), write.render(report, mine)
+    mine.write_text(f'{{% extends "report.md.j2" %}}{{% block {block} %}}{{{{ super() }}}}Ours.{{% endblock %}}')
+    assert write.render(report, mine).replace("\n\nOurs.\n", "\n", 1) == whole
+    heads = [[line for line in text.splitlines() if line.startswith("#")] for text in (whole, replaced)]
+    headless = block in {"question", "ablation", "tuning", "ranking"}  # all but the first: nothing to say of these runs
+    assert "\n\nOurs.\n" in replaced and len(heads[0]) - len(heads[1]) == (not headless)
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("{% if %}", r", line 1: "), ("{{ nothing.there }}", "'nothing' is undefined")]
 )

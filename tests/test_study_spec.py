@@ -54,7 +54,7 @@ def errors(content: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         spec.parse(content)
     first, *lines = str(caught.value).splitlines()
-    assert first == f"{len(lines)} error(s) in the study:"
+    assert first == f"{len(lines)} error{'s' * (len(lines) != 1)} in the study:"
     return [line.strip() for line in lines]
 
 

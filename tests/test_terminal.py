@@ -6,12 +6,14 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from benchmark import harness, plan, scenarios, schedule, terminal
+from benchmark import config, harness, plan, scenarios, schedule, terminal
 from strategies import Naive
 from strategies.frozen import Frozen
 from strategies.joint import Joint
 from tests.conftest import CPU, make_run
+from tests.result_frames import frames
 
 
 @pytest.fixture
@@ -54,6 +56,54 @@ def test_a_terminal_shows_labels_with_their_brackets(planned):
         monitor.epoch_done(2, 1, 3, 1, 3, 0.5)
         monitor._progress.refresh()
     assert "ewc[estimator=exact,lam=10]: task 1/3, epoch 1/3, loss 0.500" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal_like", [True, False])
+def test_the_time_left_is_told_once_a_tenth_is_trained(planned, monkeypatch, terminal_like):
+    monkeypatch.setattr(terminal, "PLAIN_EVERY", 0.0)
+    out = io.StringIO()
+    told = []
+    with terminal.Monitor(Console(file=out, force_terminal=terminal_like, width=160)) as monitor:
+        monitor.planned(*planned)
+        monitor.stack_started(0, 2, "first task, shared")
+        for epoch in (1, 2, 3):
+            monitor.epoch_done(1, 1, 3, epoch, 9, 0.5)
+            told.append(monitor._left() != "")
+    assert told == [False, True, True]  # of 18 run-epochs
+    if not terminal_like:
+        first, second, _ = [line for line in out.getvalue().splitlines() if "run-epochs" in line]
+        assert first.startswith("[1/18 run-epochs] ") and second.startswith("[2/18 run-epochs, about 0 s left] ")
+
+
+@pytest.mark.parametrize(("done", "shown"), [(0, "-:--"), (1, "-:--"), (2, "00:")])
+def test_a_terminal_has_no_estimate_before(done, shown):
+    clock = iter(range(100))
+    progress = Progress(get_time=lambda: float(next(clock)), auto_refresh=False)
+    number = progress.add_task("", total=18)
+    for _ in range(done):
+        progress.advance(number)
+    assert str(terminal._TimeLeft(compact=True).render(progress.tasks[0])).startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "seeds", "said"),
+    [
+        ("mine", ["naive", "si"], 2, "mine: permuted-digits, 2 strategies x 2 seeds"),
+        ("permuted-digits", ["naive"], 1, "permuted-digits, 1 strategy x 1 seed"),
+    ],
+)
+def test_an_experiment_is_said_in_good_english_and_its_name_once(name, entries, seeds, said):
+    table = {"name": name, "scenario": "permuted-digits", "seeds": seeds, "strategy": [{"name": e} for e in entries]}
+    assert terminal.titled(config.parse(table)) == said
+
+
+@pytest.mark.parametrize(
+    ("images", "heads"), [("mnist, fashion-mnist", ["MNIST", "Fashion-MNIST"]), ("digits", ["task 1", "task 2"])]
+)
+def test_the_table_at_the_end_names_tasks_by_their_images(images, heads):
+    runs, accuracy = frames(2, 2, ("naive", "si"))
+    columns = terminal.result_table(runs.assign(images=images), accuracy).columns
+    assert [column.header for column in columns[2:4]] == heads
 
 
 def test_elsewhere_lines_are_plain_and_the_last_is_always_there(planned):

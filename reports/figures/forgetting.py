@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from reports.figures import labels
 from reports.figures.curves import curve, curves, ends
 from reports.figures.drawn import Drawn, finished, mean_over, unfinished
-from reports.figures.rows import draw_rows, row_panels
+from reports.figures.rows import draw_rows, row_panels, share_x
 from reports.figures.style import STYLE, Cast, figure, panel
 
 ROWS = 3  # up to as many tasks are panels of rows, more are curves
@@ -63,7 +63,7 @@ def _rows(frame: pd.DataFrame, shown: list[str], cast: Cast) -> Figure:
             draw_rows(axis, rows.at, values, cast, (-1.0, 1.0))
             labels.per_cent(axis, "x", 6 if len(tasks) == 1 else 3)
             axis.set_title(f"task {task}")
-        rows.axes[0].set_xlabel("forgetting (points)", loc="center" if len(tasks) == 1 else "left")
+        share_x(rows, "forgetting (points)")
     return rows.figure
 
 

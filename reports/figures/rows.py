@@ -115,6 +115,25 @@ def draw_rows(axis: Axes, at: dict[str, float], values: Values, cast: Cast, boun
     axis.set_xlim(*_limits([*values.values()], [*found.values()], bounds))
 
 
+def share_x(rows: Rows, label: str) -> None:
+    """One range for all panels, zero in it, and one label: lengths can be compared with those of other panels.
+
+    Args:
+        rows: drawn.
+        label: of all panels.
+    """
+    limits = [axis.get_xlim() for axis in rows.axes]
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    for axis in rows.axes:
+        axis.set_xlim(min(low, -0.01), max(high, 0.01))
+    if len(rows.axes) == 1:
+        rows.axes[0].set_xlabel(label)
+        return
+    below = rows.figure.supxlabel(label)
+    rows.figure.draw_without_rendering()  # where panels begin, beside the names, is known then
+    below.set_x((rows.axes[0].get_position().x0 + rows.axes[-1].get_position().x1) / 2)
+
+
 def _limits(
     values: list[NDArray[np.float64]], found: list[Interval], bounds: tuple[float, float]
 ) -> tuple[float, float]:
