@@ -288,7 +288,7 @@ def test_runs_that_fail_say_why_and_are_tried_again_while_the_others_go_on(tmp_p
     )
     runs, why = (
         tmp_path / "out" / "permuted-digits" / "runs.csv",
-        "strategy 'mine:Fragile': KeyError: 'no such\\nlayer'",
+        "strategy 'mine:Fragile': KeyError: 'no such\\nlayer' (mine.py, line 13)",
     )
     for _ in range(2):  # failed again is failed once
         failed = forgetbench("run", "own.toml", cwd=tmp_path)
@@ -342,7 +342,10 @@ def test_a_study_whose_runs_fail_says_why_and_ends_with_a_status(tmp_path):
         "[study]\ntrials = 2\nseeds = 1\ntest_seeds = 2\n"
         '[[strategy]]\nname = "mine:Fragile"\nlam = { low = 1.0, high = 2.0 }\n'
     )
-    study, why = ("study", "own.toml", "--offline"), "  strategy 'mine:Fragile': KeyError: 'no such layer'"
+    study, why = (
+        ("study", "own.toml", "--offline"),
+        "  strategy 'mine:Fragile': KeyError: 'no such layer' (mine.py, line 13)",
+    )
     failed = forgetbench(*study, cwd=tmp_path)
     said = "forgetbench: 2 of 2 test runs failed; the same command with --resume tries them again:"
     assert (failed.returncode, failed.stderr.strip().splitlines()) == (1, [said, f"{why} (2 runs)"])
