@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from benchmark import models, scenarios
 from benchmark.models import Model
 from benchmark.recipe import Precision, Recipe
-from benchmark.results import KNOWN
+from benchmark.results import KNOWN, short
 from benchmark.runs import RESERVED, Run
 from benchmark.scenarios import Scenario
 from strategies import registry
@@ -382,7 +382,7 @@ def _short(value: Any) -> str:
         return str(value)
     if float(value).is_integer() and abs(value) < 1e7:
         return str(int(value))
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
+    return short(value)
 
 
 def lines(error: ValidationError, prefix: tuple[str, ...], *tables: type[BaseModel]) -> list[str]:

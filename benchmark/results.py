@@ -119,10 +119,15 @@ def text_fields(run: Run) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """As a table shows it: empty for None, floats short but so that they read back equal."""
+    """As a table shows it: empty for None, floats short."""
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
+        return short(value)
     return "" if value is None else str(value)
+
+
+def short(value: float) -> str:
+    """A number in few digits, but so that it reads back equal."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
 
 
 class Store:
