@@ -53,6 +53,11 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return student(x, confidence, rounding(x))
 
 
+def number(share: float) -> str:
+    """`−1.2` of -0.012: in per cent or points, with a minus that is as wide as a plus, and without a negative zero."""
+    return f"{round(100 * share, 1) + 0.0:.1f}".replace("-", MINUS)
+
+
 def percent(found: Interval, *, signed: bool = False) -> str:
     """`77.2 ± 0.6`: in per cent, with half the width of the interval; `77.2 ± –` where it has no bounds.
 
@@ -62,9 +67,8 @@ def percent(found: Interval, *, signed: bool = False) -> str:
     """
     if math.isnan(found.mean):
         return NONE
-    mean = round(100 * found.mean, 1) + 0.0  # no negative zero
-    shown = f"{'+' if signed and mean > 0 else ''}{mean:.1f}".replace("-", MINUS)
-    return f"{shown} ± {NONE if math.isnan(found.low) else f'{50 * (found.high - found.low):.1f}'}"
+    plus = "+" if signed and round(100 * found.mean, 1) > 0 else ""
+    return f"{plus}{number(found.mean)} ± {NONE if math.isnan(found.low) else f'{50 * (found.high - found.low):.1f}'}"
 
 
 def checked(values: ArrayLike, confidence: float) -> Array:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-NONE = "–"
-MINUS = "−"
-
-
-def number(share: float) -> str:
-    """`−1.2` of -0.012: in per cent or points, with a minus that is as wide as a plus, and without a negative zero."""
-    return f"{round(100 * share, 1) + 0.0:.1f}".replace("-", MINUS)
+from benchmark.intervals import MINUS as MINUS
+from benchmark.intervals import NONE as NONE
+from benchmark.intervals import number as number
 
 
 def percent(mean: float, low: float, high: float) -> str:
