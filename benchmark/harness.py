@@ -115,6 +115,7 @@ class _Branch:
     trace: list[tuple[int, int, Tensor]]
     seconds: list[float]  # training time so far, a run
     pruned: list[Result] = dataclasses.field(default_factory=list)  # runs given up, which have left the stack
+    told: Tensor | None = None  # accuracy at the end if tasks are told, (R, T), where they are not
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,8 @@ def _through_tasks(branch: _Branch, site: Site, users: Mapping[str, int]) -> Non
             hparams = _hparams(branch)
         if task < tasks:
             state = _consolidate(branch, task, site, state, hparams)
+    if site.scenario.incremental == "class":
+        branch.told = _accuracy(branch, site.pool.heads.told)
 
 
 def _pruned(branch: _Branch, task: int, prune: Prune, state: State, users: Mapping[str, int]) -> State:
@@ -346,8 +349,13 @@ def _train(branch: _Branch, task: int, site: Site, state: State, hparams: Hparam
 
 def _evaluate(branch: _Branch, trained: int) -> Tensor:
     """Test accuracy of every run on every task once that many were learnt, shape (R, T)."""
+    return _accuracy(branch, lambda task: branch.feed.pool.heads.testing(task, trained))
+
+
+def _accuracy(branch: _Branch, active: Callable[[int], Tensor]) -> Tensor:
+    """Test accuracy of every run on every task, shape (R, T), where the outputs of a task that compete are given."""
     tasks = range(1, len(branch.feed.pool.tasks) + 1)
-    return torch.stack([branch.learner.accuracy(branch.feed, j, trained) for j in tasks], dim=1)
+    return torch.stack([branch.learner.accuracy(branch.feed, task, active(task)) for task in tasks], dim=1)
 
 
 def _hparams(branch: _Branch) -> Hparams:
@@ -388,6 +396,7 @@ def _results(branch: _Branch, users: Mapping[str, int]) -> list[Result]:
     matrices = np.pad(learnt, ((0, 0), (0, missing), (0, 0)), constant_values=np.nan)
     diverged = branch.learner.diverged.tolist()
     trace = [(task, step, accuracy.cpu().numpy()) for task, step, accuracy in branch.trace]
+    told = None if branch.told is None else branch.told.cpu().numpy()
     return [
         Result(
             run=run,
@@ -397,6 +406,7 @@ def _results(branch: _Branch, users: Mapping[str, int]) -> list[Result]:
             stack_size=len(branch.runs),
             trunk_runs=users[run.trunk] if run.trunk else 1,
             trace=[Evaluation(task, step, accuracy[r]) for task, step, accuracy in trace],
+            told=None if told is None else told[r],
         )
         for r, run in enumerate(branch.runs)
     ]

@@ -310,16 +310,16 @@ class Learner:
             self.model.train(mode)
 
     @torch.no_grad()
-    def accuracy(self, feed: Feed, task: int, trained: int) -> Tensor:
+    def accuracy(self, feed: Feed, task: int, active: Tensor) -> Tensor:
         """Test accuracy of every run on a task, shape (R,); NaN for diverged runs.
 
         Args:
             feed: of this stack.
             task: numbered from 1.
-            trained: how many tasks were learnt, which decides the outputs that compete.
+            active: outputs that compete, shape (C,), bool.
         """
         self.model.eval()
-        active = feed.pool.heads.testing(task, trained).to(self.device)
+        active = active.to(self.device)
         chunk = max(self.evaluated_at_once // self.runs, 100)
         correct, count = torch.zeros(2, self.runs, dtype=torch.int64, device=self.device)
         for x, y in feed.test(task, chunk):

@@ -41,6 +41,7 @@ METRICS = (
     "fwt",
     "learning_accuracy",
     "average_incremental_accuracy",
+    "task_aware_accuracy",
     *ANYTIME,
 )
 """Columns of `runs.csv` that measure."""
@@ -89,6 +90,8 @@ def record(result: Result) -> Record:
     """What is kept of a result."""
     run, trace = result.run, [(e.task, e.step, e.accuracy) for e in result.trace]
     values = metrics.summary(result.accuracy)
+    if result.told is not None:
+        values["task_aware_accuracy"] = float(result.told.mean())
     if trace:
         tasks, points = [task for task, _, _ in trace], np.stack([accuracy for _, _, accuracy in trace])
         values["min_acc"] = metrics.min_acc(tasks, points)

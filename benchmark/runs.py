@@ -146,6 +146,8 @@ class Result:
         trunk_runs: runs of the experiment that shared the first task's training; 1 if it was this run's own.
         trace: evaluations during training, if the recipe asks for them, ends of tasks included.
         reason: why the run failed, in one line; or empty.
+        told: of a class-incremental scenario, accuracy on each task after the last one if it is told which task an
+            image is of, shape (T,); else None.
     """
 
     run: Run
@@ -156,3 +158,4 @@ class Result:
     trunk_runs: int
     trace: list[Evaluation] = field(default_factory=list)
     reason: str = ""
+    told: NDArray[np.float64] | None = None

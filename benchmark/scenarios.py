@@ -74,6 +74,10 @@ class Heads:
         """
         return self._competing(task, max(task, trained))
 
+    def told(self, task: int) -> Tensor:
+        """Outputs that compete for test samples of a task where it is told which task they are of, shape (C,), bool."""
+        return self._outputs([task])
+
     def earlier(self, task: int) -> Tensor:
         """Groups of outputs that tasks before this one use, shape (G, C), bool; see `strategies.Network.earlier`."""
         if task == 1:

@@ -165,10 +165,11 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         accuracy: one row a cell of an accuracy matrix, see `reports.load`.
     """
     from reports import compare, names, recipes
-    from reports.measures import MAIN
+    from reports.measures import MAIN, TOLD
     from reports.numbers import percent
 
-    metrics = ("average_accuracy", "forgetting", "learning_accuracy")
+    metrics = ["average_accuracy", "forgetting", "learning_accuracy"]
+    metrics += [TOLD] * (TOLD in runs)
     summary, final = compare.summary(runs, metrics), compare.by_task(runs, accuracy)
     shown = sorted(accuracy["task"].unique()) if accuracy["task"].nunique() <= 3 else []
     lost = {status: runs[runs["status"] == status].groupby("strategy").size() for status in ("diverged", "failed")}

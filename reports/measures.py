@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+TOLD = "task_aware_accuracy"
+"""Mean final accuracy of a class-incremental scenario if it is told which task an image is of."""
 MAIN = {
     "average_accuracy": "average accuracy",
     "forgetting": "forgetting",
     "bwt": "BWT",
     "fwt": "FWT",
     "learning_accuracy": "learning accuracy",
+    TOLD: "task-aware accuracy",
 }
-"""Columns of the main table."""
+"""Columns of the main table, those of them that the runs have."""
 MEASURES = frozenset(
     {*MAIN, "average_incremental_accuracy", "min_acc", "wc_acc", "average_anytime_accuracy", "train_seconds"}
 )
 """All that is tracked of a run."""
-WORDS = {"bwt": "backward transfer", "fwt": "forward transfer"}
+WORDS = {"bwt": "backward transfer", "fwt": "forward transfer", TOLD: "task-aware accuracy"}
 LOWER_IS_BETTER = frozenset({"forgetting", "train_seconds"})
 NEW = "new_task_accuracy"
 """Mean accuracy on each task but the first when just learned; see `reports.compare`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from reports import compare, names
-from reports.measures import COMPARED, MAIN
+from reports.measures import COMPARED, MAIN, TOLD
 from reports.names import GROUP
 from reports.numbers import NONE, interval, p_value, percent, points
 from reports.recipes import FIELDS, options, shared
@@ -39,7 +39,8 @@ def main(runs: pd.DataFrame, spoken: Mapping[str, str]) -> Table:
             [spoken[str(strategy)], str(own["n"].max()), *cells, *([str(gone.get(strategy, ""))] if len(gone) else [])]
         )
     header = ["strategy", "n", *(MAIN[metric] for metric in metrics), *(["lost"] if len(gone) else [])]
-    caption = f"In per cent: {INTERVAL}. {_ranking(list(lead.values()), spoken)}"
+    told = " Task-aware: the final accuracy if it is told which task an image is of." * (TOLD in metrics)
+    caption = f"In per cent: {INTERVAL}.{told} {_ranking(list(lead.values()), spoken)}"
     return Table("main", caption.strip(), header, rows, summary)
 
 

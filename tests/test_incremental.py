@@ -115,6 +115,15 @@ class Oracle:
             row.append(float((logits.argmax(1) == y + first).double().mean()))
         return row
 
+    @torch.no_grad()
+    def told(self) -> list[float]:
+        row = []
+        for task in range(1, TASKS + 1):
+            x, y = self.samples(task, "test")
+            guess = self.model(x.view(-1, 1, 8, 8))[:, (task - 1) * SHARE : task * SHARE].argmax(1)
+            row.append(float((guess == y).double().mean()))
+        return row
+
 
 @every_type
 @pytest.mark.parametrize("strategy", [Naive(), EWC(lam=LAM)], ids=["naive", "ewc"])
@@ -126,6 +135,10 @@ def test_training_and_testing_equal_plain_loops_over_the_outputs_that_compete(in
         oracle = Oracle(incremental, run.seed, lam=LAM if isinstance(strategy, EWC) else 0.0)
         assert_close(params[run.key], {k: p.detach() for k, p in oracle.model.named_parameters()}, 1e-9)
         np.testing.assert_array_equal(results[run.key].accuracy, oracle.matrix)
+        if incremental == "class":
+            np.testing.assert_array_equal(results[run.key].told, oracle.told())
+        else:
+            assert results[run.key].told is None
         before, after = oracle.matrix[0], oracle.matrix[TASKS]
         assert after[TASKS - 1] > before[TASKS - 1] + 0.2  # else nothing was learnt, and nothing shown
 
@@ -176,6 +189,7 @@ def test_in_a_class_incremental_scenario_a_naive_learner_answers_with_the_latest
     _, results = train(run)
     last = results[run.key].accuracy[TASKS]
     assert last[-1] > 0.95 and last[:-1].max() < 0.2
+    assert results[run.key].told.mean() > 0.8  # it has not forgotten how to tell the classes of a task apart
     within = split_run(Naive(), "task", epochs=15)
     assert train(within)[1][within.key].accuracy[TASKS].min() > 0.6
 
@@ -194,11 +208,12 @@ def test_accuracy_counts_a_runs_own_test_samples_alone(incremental, seeds, monke
     feed = Feed(pool, seeds, torch.float64)
     sizes = set()
     for task, trained_ in itertools.product(range(1, TASKS + 1), (0, 2, TASKS)):
-        found = learner.accuracy(feed, task, trained_)
+        active = pool.heads.testing(task, trained_)
+        found = learner.accuracy(feed, task, active)
         for r, seed in enumerate(seeds):
             view = run.scenario.view(task, seed, IMAGES, pool.heads)
             logits = networks[r].double()(IMAGES.test_x[view.test].double().view(-1, 1, 8, 8) / 16)
-            guess = masked(logits, pool.heads.testing(task, trained_)).argmax(1)
+            guess = masked(logits, active).argmax(1)
             expected = (guess == view.labels[IMAGES.test_y[view.test]]).double().mean()
             assert float(found[r]) == pytest.approx(float(expected), abs=1e-15)
             sizes.add((task, len(view.test)))

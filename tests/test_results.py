@@ -101,6 +101,15 @@ def test_evaluations_during_training_go_to_a_table_of_their_own_and_into_three_m
     assert plain["min_acc"] == plain["wc_acc"] == plain["average_anytime_accuracy"] == ""
 
 
+def test_accuracy_where_tasks_are_told_is_a_metric_of_the_runs_that_have_it(tmp_path: Path) -> None:
+    first, second, *_ = made().runs()
+    kept(tmp_path, [result(first, told=np.array([0.5, 0.7])), result(second)])
+    assert [row["task_aware_accuracy"] for row in rows(tmp_path / "runs.csv")] == ["0.6", ""]
+    with Store(tmp_path) as store:
+        assert store.records[first.key].values["task_aware_accuracy"] == 0.6
+        assert "task_aware_accuracy" not in store.records[second.key].values
+
+
 def test_without_evaluations_during_training_there_is_no_table_of_them(tmp_path: Path) -> None:
     kept(tmp_path, [result(run) for run in made().runs()])
     assert not (tmp_path / "anytime.csv").exists()
