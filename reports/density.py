@@ -1,7 +1,4 @@
-"""Which strategy x seed cells have a result: what a report says before it aggregates.
-
-Strategies are compared on the seeds that all of them finished: one that diverges on its hard seeds would otherwise win.
-"""
+"""Which strategy x seed cells have a result: what a report says before it aggregates."""
 
 from __future__ import annotations
 
@@ -24,21 +21,6 @@ class Density:
         """Cells without a result, one a row: `strategy`, `seed`, and `status`, which is `missing`, `diverged`, ..."""
         cells = self.cells.T.melt(ignore_index=False, value_name="status").reset_index()[COLUMNS]
         return cells[cells["status"] != FINISHED].reset_index(drop=True)
-
-    def common(self, *strategies: str) -> list[int]:
-        """Seeds that all of these strategies finished; of all strategies where none is named.
-
-        Args:
-            strategies: labels.
-
-        Raises:
-            ValueError: a label without any run.
-        """
-        if unknown := sorted(set(strategies) - set(self.cells.index)):
-            raise ValueError(f"no runs of {unknown}; there are runs of {self.cells.index.tolist()}")
-        rows = self.cells.loc[list(strategies)] if strategies else self.cells
-        finished = (rows == FINISHED).all(axis=0)
-        return [int(seed) for seed in self.cells.columns[finished]]
 
 
 def density(runs: pd.DataFrame) -> Density:

@@ -15,6 +15,7 @@ from reports import (
     figures,
     findings,
     limits,
+    names,
     ranks,
     recipes,
     studies,
@@ -245,7 +246,7 @@ def _reference(runs: pd.DataFrame, baseline: str, study: bool) -> str:
     try:
         return compare.baseline(runs, baseline)
     except ReportError:
-        if baseline == "naive" and (study or not any(label.startswith("naive") for label in labels)):
+        if baseline == "naive" and (study or not any(names.parse(label)[0] == "naive" for label in labels)):
             return labels[0]
         raise
 

@@ -25,7 +25,7 @@ def sentences(runs: pd.DataFrame, frame: pd.DataFrame, reference: str, spoken: M
         spoken: names by label.
 
     Returns:
-        Plain sentences, the largest differences in forgetting first.
+        Plain sentences; those that forget least, or are the most accurate, first.
     """
     metric = "forgetting" if frame.loc[frame["metric"] == "forgetting", "n"].any() else "average_accuracy"
     own = frame[(frame["metric"] == metric) & (frame["n"] > 0)]
@@ -54,6 +54,8 @@ def alone(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
     summary = compare.summary(runs, ["average_accuracy", "forgetting"]).set_index("metric")
     accuracy, forgetting = (summary.loc[[name]].iloc[0] for name in ("average_accuracy", "forgetting"))
     name, n = spoken[str(accuracy["strategy"])], int(accuracy["n"])
+    if not n:
+        return [f"No run of {name} finished."]
     said = f"{name} reaches an average accuracy of {_share(accuracy)}"
     said += f" and forgets {_share(forgetting, 'points')}" if forgetting["n"] else ""
     return [_capital(f"{said} (n = {n}). There is no other strategy to compare it with.")]

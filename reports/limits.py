@@ -82,7 +82,9 @@ def _best_of_sweep(runs: pd.DataFrame) -> str:
 
 def _few_seeds(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
     counts = compare.finished(runs).groupby("strategy")["seed"].nunique()
-    if counts.empty or counts.max() < 2:
+    if counts.empty:
+        return ""
+    if counts.max() < 2:
         return "One seed: there is no interval, and no difference can be told from chance."
     undecided = compare.undecidable(differences) if len(differences) else differences
     if len(undecided) and not compare.any_decidable(differences):

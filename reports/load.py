@@ -11,6 +11,7 @@
 | strategy | label, such as `ewc[lam=10000]` |
 | seed | of the run |
 | status | `finished`, `diverged`, or `unfinished` where a command was interrupted |
+| started | when it began; runs of one experiment are a millisecond apart, see `benchmark.tracking.start_times` |
 | phase | `test` for the runs that test a study's choice, else empty |
 | what, lam_means | what the strategy does, and the convention of its λ |
 | every param | as tracked: recipe, scenario and options of the strategy; numbers where all values are |
@@ -57,7 +58,10 @@ from benchmark.server import (
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-COLUMNS = ("run_id", "run_key", "experiment", "overview", "strategy", "seed", "status", "phase", "what", "lam_means")
+COLUMNS = (
+    *("run_id", "run_key", "experiment", "overview", "strategy", "seed", "status", "started", "phase", "what"),
+    "lam_means",
+)
 CELLS = ("run_id", "run_key", "strategy", "seed", "after_task", "task", "accuracy")
 TRIALS = ("trials", "seeds", "search_space", "importance")
 READERS = 16  # files asked for at a time, where they come from a server
@@ -282,7 +286,9 @@ class _Reader:
                 from mlflow.artifacts import download_artifacts
 
                 uri = f"{artifacts}/{name}"
-                return Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self._uri)).read_text()
+                return Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self._uri)).read_text(
+                    encoding="utf-8"
+                )
         except Exception:  # each kind of store has its own errors, and a report without this file says so
             return None
 
@@ -307,6 +313,7 @@ def _frame(found: list[Run], names: dict[str, str]) -> pd.DataFrame:
             "strategy": params.get("strategy", run.info.run_name),
             "seed": params.get("seed", "0"),
             "status": tags.get(STATUS, "unfinished") if ended else "unfinished",
+            "started": pd.Timestamp(run.info.start_time, unit="ms"),
             "phase": params.get("phase", ""),
             "what": tags.get(WHAT, ""),
             "lam_means": tags.get(LAM, ""),

@@ -128,6 +128,13 @@ def option(key: str, value: str) -> str:
     return value if key in ALONE else f"{OPTIONS.get(key, key)} = {number(value)}"
 
 
+def setting(value: object) -> str:
+    """A hyperparameter for readers: whole numbers below a million in full, others in three digits; text as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return number(f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}")
+
+
 def tasks(count: int, images: str) -> list[str]:
     """A name for each task: its images where each task has a set of its own, else `task 1`, `task 2`, ...
 

@@ -78,8 +78,15 @@ def groups(runs: pd.DataFrame, *, allow_mixed: bool = False) -> list[Group]:
             f"these runs were not all trained and tested alike: {_listed(runs, differing)}. Choose some with --run "
             "(an overview's id stands for its runs), or give --allow-mixed for a section each"
         )
-    parts = list(runs.groupby(differing, sort=False, dropna=False))
+    parts = list(runs.groupby([_beside(runs, name) for name in differing], sort=False, dropna=False))
     return [_group(title, own) for title, (_, own) in zip(_titles(parts, differing), parts, strict=True)]
+
+
+def _beside(runs: pd.DataFrame, name: str) -> pd.Series:
+    """A field of every run; one whose label tells it stays beside the others, with which it is to be compared."""
+    told = ~runs.index.isin(_unlabelled(runs, name).index)
+    others = runs[name].mask(told).groupby([runs["experiment"], runs["overview"]]).transform("first")
+    return runs[name].mask(told, others.fillna(runs[name]))
 
 
 def _group(title: str, runs: pd.DataFrame) -> Group:
@@ -96,11 +103,11 @@ def _group(title: str, runs: pd.DataFrame) -> Group:
 def _newest(runs: pd.DataFrame) -> pd.DataFrame:
     """One run a strategy, seed and setting: newer code, the user's own too, may have trained the same again.
 
-    The tracker lists the newest first. A run that no overview knows of is what a command left that did not end, or has
-    been taken from its experiment: it counts only where there is no other.
+    A run that no overview knows of is what a command left that did not end, or has been taken from its experiment: it
+    counts only where there is no other.
     """
-    loose = runs.assign(loose=runs["overview"] == "").sort_values("loose", kind="stable")
-    kept = loose.drop_duplicates(["strategy", "seed", *options(runs.columns)])
+    tied = runs.assign(tied=runs["overview"] != "").sort_values(["tied", "started"], ascending=False, kind="stable")
+    kept = tied.drop_duplicates(["strategy", "seed", *options(runs.columns)])
     return runs.loc[kept.index.sort_values()].reset_index(drop=True)
 
 

@@ -209,7 +209,7 @@ def _panel(axis: Axes, own: pd.DataFrame, name: str, look: Look, title: str, *, 
     _scale(axis, own, scale)
     symbol = names.OPTIONS.get(param, param)
     axis.set_xlabel(symbol, labelpad=1)
-    chosen = "none chosen" if best.empty else f"★ {symbol} = {_text(best['setting'].iloc[0])}"
+    chosen = "none chosen" if best.empty else f"★ {symbol} = {names.setting(best['setting'].iloc[0])}"
     axis.set_title(f"{title}\n{chosen}")
 
 
@@ -255,10 +255,6 @@ def _measure(name: str, about: About, separator: str) -> str:
     """What an axis shows, in words."""
     lower = "" if about.objectives.get(name, "maximize") == "maximize" else f"{separator}(lower is better)"
     return f"{measures.spoken(name)} (%){lower}"
-
-
-def _text(setting: Any) -> str:
-    return names.number(f"{setting:.3g}") if isinstance(setting, float) else str(setting)
 
 
 def _header(about: About, text: str, frame: pd.DataFrame | None = None) -> dict[str, Any]:

@@ -54,12 +54,13 @@ def final(runs: pd.DataFrame, accuracy: pd.DataFrame, spoken: Mapping[str, str])
     """
     frame = compare.by_task(runs, accuracy)
     tasks = sorted(frame["task"].unique())
-    shown = tasks if len(tasks) <= MOST_TASKS else [*tasks[: MOST_TASKS // 2], *tasks[-MOST_TASKS // 2 :]]
+    first, last = tasks[: MOST_TASKS // 2], tasks[-MOST_TASKS // 2 :]
+    shown = tasks if len(tasks) <= MOST_TASKS else [*first, *last]
     rows = []
     for strategy, own in frame.groupby("strategy", sort=False):
         cells = {r.task: percent(r.mean, r.low, r.high) for r in compare.rows(own)}
         rows.append([spoken[str(strategy)], str(own["n"].max()), *(cells.get(task, NONE) for task in shown)])
-    left_out = f" Tasks {shown[4] + 1} to {shown[5] - 1} are in the CSV." if len(shown) < len(tasks) else ""
+    left_out = f" Those between tasks {first[-1]} and {last[0]} are in the CSV." if len(shown) < len(tasks) else ""
     caption = f"Accuracy on each task after the last one, in per cent: {INTERVAL}.{left_out}"
     sets = shared(runs).get("images", "")
     known = dict(enumerate(names.tasks(int(accuracy["task"].max()), sets), start=1))

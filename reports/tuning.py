@@ -168,11 +168,7 @@ def _row(label: str, trials: pd.DataFrame, objective: str, searched: list[str], 
     if best.empty:
         return row | {"setting": NONE}
     chosen = best.iloc[0]
-    setting = ", ".join(
-        names.option(k, f"{chosen[k]:.3g}" if isinstance(chosen[k], float) else str(chosen[k]))
-        for k in searched
-        if pd.notna(chosen[k])
-    )
+    setting = ", ".join(names.option(k, names.setting(chosen[k])) for k in searched if pd.notna(chosen[k]))
     row |= {"setting": setting, "promised": float(chosen[objective])}
     tested = compare.summary(runs, [objective]) if objective in runs else pd.DataFrame()
     if len(tested):

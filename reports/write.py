@@ -16,6 +16,7 @@ import jinja2
 from reports import figures
 from reports.document import Document
 from reports.load import ReportError
+from reports.numbers import p_value
 from reports.table import code, escape_markdown
 
 Format = Literal["md", "tex", "html", "pdf"]
@@ -95,12 +96,12 @@ def render(document: Document, template: Path | None = None, command: str = "for
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"md": escape_markdown, "code": code}
+    environment.filters |= {"md": escape_markdown, "code": code, "p": p_value}
     try:
         # A string, so that a file of the built-in one's name may extend it.
         made = environment.from_string(template.read_text("utf-8")) if template else environment.get_template(TEMPLATE)
         text = made.render(report=document, command=command, most_ids=MOST_IDS)
-    except (OSError, jinja2.TemplateError) as error:
+    except (OSError, UnicodeDecodeError, jinja2.TemplateError) as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise ReportError(f"template {template or TEMPLATE}{line}: {error}") from None
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -113,10 +114,10 @@ def _fill(folder: Path, document: Document, wanted: set[Format], text: str) -> N
     for section in document.sections:
         section.runs.to_csv(folder / "tables" / f"{section.stem}runs.csv", index=False, lineterminator="\n")
         for table in section.every_table:
-            stem = folder / "tables" / f"{section.stem}{table.name}"
-            stem.with_suffix(".csv").write_text(table.csv(), encoding="utf-8")
+            stem = f"{section.stem}{table.name}"  # with dots perhaps, as names of studies may have
+            (folder / "tables" / f"{stem}.csv").write_text(table.csv(), encoding="utf-8")
             if "tex" in wanted:
-                stem.with_suffix(".tex").write_text(table.latex(), encoding="utf-8")
+                (folder / "tables" / f"{stem}.tex").write_text(table.latex(), encoding="utf-8")
     for name, drawn in document.every_figure.items():
         figures.save(drawn.figure, folder / "figures" / name, ("pdf", "png") if "tex" in wanted else ("png",))
     about = {"runs": [i for section in document.sections for i in section.runs["run_id"]], "tracking": document.uri}

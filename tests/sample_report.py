@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmark import experiment
@@ -35,11 +36,13 @@ def made(folder: Path) -> document.Document:
 
 
 def _without_chance(tracked: load.Tracked) -> load.Tracked:
-    """MLflow draws ids; a run's key stands for its own here, so that the sample changes where a report does."""
+    """MLflow draws ids and the clock goes on: what stands for them here changes where a report does."""
     (overview,) = tracked.overviews.values()
     return dataclasses.replace(
         tracked,
-        runs=tracked.runs.assign(run_id=tracked.runs["run_key"], overview="overview"),
+        runs=tracked.runs.assign(
+            run_id=tracked.runs["run_key"], overview="overview", started=pd.Timestamp("2026-01-01")
+        ),
         accuracy=tracked.accuracy.assign(run_id=tracked.accuracy["run_key"]),
         overviews={"overview": dataclasses.replace(overview, run_id="overview")},
     )

@@ -24,9 +24,9 @@ HOLES = [
 ]
 
 
-def test_a_full_grid_has_nothing_lost_and_all_seeds_in_common():
+def test_a_full_grid_has_nothing_lost():
     found = density(runs(*FULL))
-    assert found.lost.empty and found.common() == [0, 1]
+    assert found.lost.empty
 
 
 def test_missing_and_diverged_cells_are_named():
@@ -39,19 +39,9 @@ def test_missing_and_diverged_cells_are_named():
     ]
 
 
-def test_common_seeds_are_those_that_all_named_finished():
-    found = density(runs(*HOLES))
-    assert found.common() == [0]
-    assert found.common("naive", "l2") == [0, 2]
-    assert found.common("naive") == [0, 2, 10]
-    assert all(type(seed) is int for seed in found.common())
-    with pytest.raises(ValueError, match=r"no runs of \['ewcc'\]; there are runs of \['naive', 'ewc', 'l2'\]"):
-        found.common("ewcc")
-
-
 def test_no_runs_are_no_cells():
     found = density(runs())
-    assert found.cells.empty and found.lost.empty and found.common() == []
+    assert found.cells.empty and found.lost.empty
 
 
 def test_two_runs_in_one_cell_are_refused():

@@ -71,6 +71,12 @@ def test_findings_say_how_much_less_is_forgotten_and_what_it_costs(tracked) -> N
     )
 
 
+def test_a_run_that_diverged_has_no_accuracy_on_new_tasks(tracked) -> None:
+    found = tracked(made.record(seed=0), made.record(seed=1, status="diverged"))
+    kept = compare.with_new_tasks(found.runs, found.accuracy).set_index("status")["new_task_accuracy"]
+    assert kept.notna().to_dict() == {"finished": True, "diverged": False}
+
+
 def test_numbers_of_a_finding_are_those_of_the_runs(tracked) -> None:
     found = tracked(*three(8))
     runs = compare.with_new_tasks(found.runs, found.accuracy)
@@ -101,6 +107,15 @@ def test_the_best_is_bold_where_the_test_says_so_and_ties_are_marked_where_it_do
     tied = only(document.build(tracked(*records, *twin))).tables["main"]
     marked = {row[0] for row in tied.rows if isinstance(row[2], Cell) and row[2].mark}
     assert marked == {"EWC (exact, λ = 10)", "MAS"} and "†: the best, and those not told apart from it." in tied.caption
+
+
+def test_the_best_mean_is_not_told_apart_from_what_beats_it_on_the_seeds_both_finished(tracked) -> None:
+    ahead = [made.record("mas", seed, learns=0.91, keeps=0.5 + 0.0001 * seed) for seed in range(8)]
+    poor = [made.record("mas", seed, learns=0.3) for seed in range(8, 16)]
+    found = tracked(*made.seeds("si", 8), *ahead, *poor)
+    lead = compare.leaders(found.runs, "average_accuracy")
+    assert (lead.best, lead.alone, lead.tied) == ("si", False, {"mas"})
+    assert not any("told apart from every other" in said for said in only(document.build(found)).findings)
 
 
 def test_a_strategy_of_few_common_seeds_leaves_the_test_of_the_others_decided(tracked) -> None:
@@ -166,6 +181,14 @@ def test_one_seed_has_no_interval_and_says_so(tracked) -> None:
     assert any(said.startswith("One seed") for said in section.limitations)
 
 
+def test_a_section_of_which_no_run_finished_says_that_and_nothing_else(tracked) -> None:
+    lost = [made.record("mas", seed, status="diverged", epochs="9") for seed in range(2)]
+    sections = document.build(tracked(*made.seeds("naive", 2), *lost), allow_mixed=True).sections
+    (gone,) = [s for s in sections if set(s.runs["strategy"]) == {"mas"}]
+    assert gone.findings == ["No run of MAS finished."]
+    assert not any("nan" in said or "seed:" in said for said in [*gone.findings, *gone.limitations])
+
+
 def test_the_joint_bound_is_shown_and_not_ranked(tracked) -> None:
     section = only(document.build(tracked(*three(8), *made.seeds("joint", 8, keeps=1.0, learns=0.99))))
     row = next(line for line in section.tables["main"].markdown().splitlines() if "joint" in line)
@@ -217,6 +240,20 @@ def test_a_difference_that_labels_tell_is_part_of_the_comparison(tracked) -> Non
     assert any("BatchNorm's statistics are not handled alike" in said for said in section.limitations)
 
 
+def test_runs_whose_labels_tell_a_difference_stay_with_those_they_are_compared_to(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    told = [*made.seeds("naive[batchnorm=update]", 2, batchnorm="update"), *made.seeds("ewc", 2, keeps=0.9, lam="10")]
+    made.track(uri, "modes", told, folder)
+    made.track(
+        uri, "updating", [r for name in ("naive", "si") for r in made.seeds(name, 2, batchnorm="update")], folder
+    )
+    sections = document.build(load.load(uri, experiments=["modes", "updating"]), allow_mixed=True).sections
+    assert [(s.title, [*dict.fromkeys(s.runs["strategy"])]) for s in sections] == [
+        ("modes", ["naive[batchnorm=update]", "ewc"]),
+        ("updating", ["naive", "si"]),
+    ]
+
+
 def test_strategies_that_share_no_trunk_are_not_counted_among_those_that_do(tracked) -> None:
     apart = [dataclasses.replace(r, facts=r.facts | {"trunk": f"own{r.seed}"}) for r in made.seeds("naive", 3)]
     shared = [*made.seeds("ewc[lam=1]", 3, lam="1"), *made.seeds("si", 3)]
@@ -248,6 +285,15 @@ def test_of_two_runs_of_one_setting_the_newer_counts_and_the_other_is_said(track
     assert len(found.runs) == 4
     report = document.build(found)
     assert report.superseded == 2 and len(only(report).runs) == 2
+
+
+def test_the_newer_run_counts_in_whichever_order_experiments_are_named(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    for at, name, learns in ((1e6, "older", 0.7), (2e6, "newer", 0.9)):
+        made.track(uri, name, made.seeds("naive", 2, learns=learns), folder, at)
+    for order in (["older", "newer"], ["newer", "older"]):
+        section = only(document.build(load.load(uri, experiments=order)))
+        assert set(section.runs["experiment"]) == {"newer"}
 
 
 def test_a_baseline_that_is_not_there_is_refused_with_those_that_are(tracked) -> None:

@@ -111,3 +111,18 @@ PARTS = st.sampled_from(
 def test_no_two_strategies_of_a_report_have_one_name(labels: list[str]) -> None:
     found = names.names(labels)
     assert list(found) == labels and len(set(found.values())) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1024.0, f"1{names.GROUP}024"),
+        (0.123456, "0.123"),
+        (123456.7, f"123{names.GROUP}000"),
+        (3e7, "3×10⁷"),
+        (7, "7"),
+        ("exact", "exact"),
+    ],
+)
+def test_a_setting_that_is_a_whole_number_is_not_rounded(value: object, said: str) -> None:
+    assert names.setting(value) == said

@@ -157,6 +157,12 @@ def test_a_broken_template_is_one_clear_message(
         write.render(report, tmp_path / "mine.j2")
 
 
+def test_a_template_that_is_no_text_is_one_clear_message(report: document.Document, tmp_path: Path) -> None:
+    (tmp_path / "mine.j2").write_bytes(b"caf\xe9")
+    with pytest.raises(ReportError, match=r"template .*mine\.j2: .*can't decode byte"):
+        write.render(report, tmp_path / "mine.j2")
+
+
 # Special characters
 
 

@@ -99,6 +99,16 @@ def test_of_several_studies_each_has_its_table_and_its_figures(uri: str, deliver
     assert section.figures["study_first_history"].caption.startswith("Study first. ")
 
 
+def test_tables_of_studies_with_dots_in_their_names_are_files_of_their_own(
+    uri: str, delivered: Delivered, tmp_path: Path
+) -> None:
+    for name in ("lr-0.1", "lr-0.01"):
+        delivered(study(EWC, name=name))
+    write.write(built(uri, "lr-0.1", "lr-0.01", baseline="ewc"), tmp_path / "report", formats=("md", "tex"))
+    there = {path.name for path in (tmp_path / "report" / "tables").iterdir()}
+    assert {f"lr-{lr}_tuning.{ending}" for lr in ("0.1", "0.01") for ending in ("csv", "tex")} <= there
+
+
 def test_two_studies_that_chose_one_setting_are_both_shown(uri: str, delivered: Delivered) -> None:
     for name in ("first", "second"):
         delivered(study(EWC, name=name))
