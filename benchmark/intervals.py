@@ -18,6 +18,7 @@ Kind = Literal["t", "trimmed t", "too few", "no spread"]
 
 NAN = float("nan")
 NONE, MINUS = "–", "−"
+CONFIDENCE = 0.95
 # Accuracies are quotients: equal in exact arithmetic, they differ by rounding. What is closer than this share of the
 # largest value is equal. One image of 10 000, averaged over 100 tasks, is a million times more.
 TOLERANCE = 1e-12
@@ -25,7 +26,7 @@ TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n runs with its confidence interval.
+    """A mean over n runs with its 95% confidence interval.
 
     `kind` says where the bounds come from, `t` (Student) or `trimmed t` (Tukey and McLaughlin), or why they are NaN:
     `too few` values (n < 2), or `no spread`, all values equal. A width of zero would claim certainty, where n equal
@@ -39,40 +40,39 @@ class Interval:
     kind: Kind
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike) -> Interval:
     """Mean with Student's t interval: x̄ ± t_{n-1} s / √n, s with ddof 1; not clipped to the range of an accuracy.
 
     Args:
         values: one a run, shape (n,), finite. No values have a mean of NaN.
-        confidence: probability, for normal values, that the interval contains what the mean estimates.
 
     Raises:
-        ValueError: values that are not finite or not one-dimensional, or a confidence outside (0, 1).
+        ValueError: values that are not finite or not one-dimensional.
     """
-    x = checked(values, confidence)
-    return student(x, confidence, rounding(x))
+    x = checked(values)
+    return student(x, rounding(x))
 
 
-def number(share: float) -> str:
-    """`−1.2` of -0.012: in per cent or points, with a minus that is as wide as a plus, and without a negative zero."""
-    return f"{round(100 * share, 1) + 0.0:.1f}".replace("-", MINUS)
-
-
-def percent(found: Interval, *, signed: bool = False) -> str:
-    """`77.2 ± 0.6`: in per cent, with half the width of the interval; `77.2 ± –` where it has no bounds.
+def number(share: float, *, signed: bool = False) -> str:
+    """`−1.2` of -0.012: in per cent or points, with a minus that is as wide as a plus, and without a negative zero.
 
     Args:
-        found: of shares. Where there is no mean either, there is a dash alone.
-        signed: a difference, in points: one above zero has a plus.
+        share: NaN is a dash.
+        signed: a difference: one above zero has a plus.
     """
-    if math.isnan(found.mean):
+    if math.isnan(share):
         return NONE
-    plus = "+" if signed and round(100 * found.mean, 1) > 0 else ""
-    return f"{plus}{number(found.mean)} ± {NONE if math.isnan(found.low) else f'{50 * (found.high - found.low):.1f}'}"
+    value = round(100 * share, 1) + 0.0
+    return f"{'+' if signed and value > 0 else ''}{value:.1f}".replace("-", MINUS)
 
 
-def checked(values: ArrayLike, confidence: float) -> Array:
-    """Values as an array; arguments as for `mean_interval`.
+def percent(mean: float, low: float, high: float, *, signed: bool = False) -> str:
+    """`77.2 ± 0.6`: as `number`, with half the width of the interval where it has bounds."""
+    return number(mean, signed=signed) + ("" if math.isnan(low) else f" ± {50 * (high - low):.1f}")
+
+
+def checked(values: ArrayLike) -> Array:
+    """Values as an array; argument as for `mean_interval`.
 
     Raises:
         ValueError: as `mean_interval` says.
@@ -83,8 +83,6 @@ def checked(values: ArrayLike, confidence: float) -> Array:
             f"values: expected one finite number a run, got shape {x.shape} with {np.sum(~np.isfinite(x))} not finite; "
             "average over tasks, leave out runs that did not finish and count them"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, such as 0.95, got {confidence}")
     return x
 
 
@@ -93,22 +91,21 @@ def rounding(x: Array) -> float:
     return TOLERANCE * float(np.abs(x).max(initial=0.0))
 
 
-def student(x: Array, confidence: float, resolution: float) -> Interval:
+def student(x: Array, resolution: float) -> Interval:
     """Student's interval of the mean.
 
     Args:
         x: values, shape (n,).
-        confidence: as for `mean_interval`.
         resolution: see `rounding`; of the values that x are differences of, where they are.
     """
     n = len(x)
     if n < 2:
         return Interval(float(x[0]) if n else NAN, NAN, NAN, n, "too few")
     spread = x.std(ddof=1) if np.ptp(x) > resolution else 0.0
-    return bounds(x.mean(), spread / math.sqrt(n), n - 1, n, confidence, "t")
+    return bounds(x.mean(), spread / math.sqrt(n), n - 1, n, "t")
 
 
-def bounds(mean: float, error: float, degrees: int, n: int, confidence: float, kind: Kind) -> Interval:
+def bounds(mean: float, error: float, degrees: int, n: int, kind: Kind) -> Interval:
     """Mean ± t · error; without an error no bounds.
 
     Args:
@@ -116,10 +113,9 @@ def bounds(mean: float, error: float, degrees: int, n: int, confidence: float, k
         error: its standard error.
         degrees: of freedom of t.
         n: values.
-        confidence: as for `mean_interval`.
         kind: of the interval, where it has bounds.
     """
     if error == 0:
         return Interval(float(mean), NAN, NAN, n, "no spread")
-    half = float(special.stdtrit(degrees, (1 + confidence) / 2) * error)
+    half = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2) * error)
     return Interval(float(mean), float(mean) - half, float(mean) + half, n, kind)

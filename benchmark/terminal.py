@@ -164,9 +164,9 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         runs: one row a run, see `reports.load`.
         accuracy: one row a cell of an accuracy matrix, see `reports.load`.
     """
+    from benchmark.intervals import number, percent
     from reports import compare, names, recipes
     from reports.measures import MAIN, TOLD
-    from reports.numbers import percent
 
     metrics = ["average_accuracy", "forgetting", "learning_accuracy"]
     metrics += [TOLD] * (TOLD in runs)
@@ -190,7 +190,7 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     for strategy, own in summary.groupby("strategy", sort=False):
         means = final[final["strategy"] == strategy].set_index("task")["mean"].reindex(shown)
         cells = [percent(row.mean, row.low, row.high) for row in compare.rows(own)]
-        by_task = [percent(mean, float("nan"), float("nan")) for mean in means]
+        by_task = [number(mean) for mean in means]
         extra = [str(many.get(strategy, "")) for many in lost.values()]
         # Brackets of a label are no markup.
         table.add_row(str(strategy).replace("[", r"\["), str(own["n"].max()), *by_task, *cells, *extra)
@@ -203,8 +203,7 @@ def study_table(answers: Sequence[Answer]) -> Table:
     Args:
         answers: one a strategy.
     """
-    from benchmark.intervals import mean_interval, percent
-    from reports.numbers import number, points
+    from benchmark.intervals import mean_interval, number, percent
     from studies.answers import counted, shown
 
     n = _from_to(len(values) for a in answers for values in a.tested.values())
@@ -233,7 +232,11 @@ def study_table(answers: Sequence[Answer]) -> Table:
         flat = "; ".join(f"{k} {_range(low, high)}" for k, (low, high) in answer.flat.items())
         for i, (name, promised) in enumerate(answer.promised.items()):
             tested = mean_interval(answer.tested[name])
-            numbers = [number(promised), percent(tested), points(tested.mean - promised)]
+            numbers = [
+                number(promised),
+                percent(tested.mean, tested.low, tested.high),
+                number(tested.mean - promised, signed=True),
+            ]
             table.add_row(
                 *(first if i == 0 else ["", ""]), name.replace("_", " "), *numbers, flat, *(last if i == 0 else [])
             )
@@ -259,8 +262,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     Args:
         rows: of `studies.comparison`.
     """
-    from benchmark.intervals import NONE, mean_interval, percent
-    from reports.numbers import number
+    from benchmark.intervals import mean_interval, number, percent
     from studies.answers import shown
     from studies.comparison import baseline, differences
 
@@ -278,16 +280,17 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     for name in ("by its own rule", "n", "here", f"against {against}"):
         table.add_column(name, justify="right", no_wrap=name == "here")
     for row in rows:
-        reported, gap = mean_interval(row.reported), mean_interval(differences(row, rows))
+        reported, here = mean_interval(row.reported), mean_interval([*row.values.values()])
+        gap = mean_interval(differences(row, rows))
         table.add_row(
             row.label.replace("[", r"\["),
             row.protocol,
             shown(row.params) or "none",
             row.objective.replace("_", " "),
-            number(reported.mean) if row.reported else NONE,
+            number(reported.mean),
             str(len(row.values)),
-            percent(mean_interval([*row.values.values()])),
-            "" if row.protocol == against else percent(gap, signed=True),
+            percent(here.mean, here.low, here.high),
+            "" if row.protocol == against else percent(gap.mean, gap.low, gap.high, signed=True),
         )
     return table
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmark.intervals import number, percent
 from reports import compare, names, statistics
-from reports.numbers import interval, percent, points
+from reports.numbers import interval
 from reports.table import Table
 
 UPDATE, FREEZE = "update", "freeze-after-first"
@@ -141,7 +142,7 @@ def _apart(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
     if not lead.best:
         return []
     means = compare.finished(runs).groupby("strategy")["average_accuracy"].mean()
-    span = points(float(means.max() - means.min())).removeprefix("+")
+    span = number(float(means.max() - means.min()))
     said = f"At their best λ the estimators' mean average accuracies lie within {span} points of each other"
     if lead.alone:
         return [f"{said}; {spoken[lead.best]} is told apart from every other."]
@@ -156,4 +157,6 @@ def _best(runs: pd.DataFrame) -> str:
 
 
 def _told(paired: statistics.Paired) -> str:
-    return f"{points(paired.difference)} points (95% CI {interval(paired.low, paired.high)}, n = {paired.n})"
+    return (
+        f"{number(paired.difference, signed=True)} points (95% CI {interval(paired.low, paired.high)}, n = {paired.n})"
+    )

@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.intervals import number
 from reports import compare, names
 from reports.measures import NEW
-from reports.numbers import between, number, p_value
+from reports.numbers import between, p_value
 
 Row = dict[Any, Any]
 MOST = 12  # sentences; the table of paired differences has the rest

@@ -1,26 +1,10 @@
-"""Numbers as a report writes them: accuracies in per cent, differences in points, p-values."""
+"""Bounds of intervals and p-values as a report writes them; means are written by `benchmark.intervals`."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from benchmark.intervals import MINUS as MINUS
-from benchmark.intervals import NONE as NONE
-from benchmark.intervals import number as number
-
-
-def percent(mean: float, low: float, high: float) -> str:
-    """`97.5 ± 0.6`: a share as per cent, with half the width of its interval where there is one."""
-    if pd.isna(mean):
-        return NONE
-    return number(mean) + ("" if pd.isna(low) else f" ± {50 * (high - low):.1f}")
-
-
-def points(difference: float) -> str:
-    """`+1.2`: a difference of shares in points."""
-    if pd.isna(difference):
-        return NONE
-    return f"{'+' if round(100 * difference, 1) > 0 else ''}{number(difference)}"
+from benchmark.intervals import MINUS, NONE, number
 
 
 def bound(share: float) -> str:

@@ -30,7 +30,7 @@ TOGETHER = 12  # differences whose signs are drawn as one: their 4 096 sums stay
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean difference over n common seeds, its interval as in `Interval`, and the paired permutation test.
+    """Mean difference over n common seeds, its 95% interval as in `Interval`, and the paired permutation test.
 
     `smallest_p` is the least p this test could have given: where it is above the level (with Holm: times the number of
     comparisons), the test cannot decide, whatever the difference. `exact` is False where signs were drawn.
@@ -46,7 +46,7 @@ class Paired:
     exact: bool
 
 
-def iqm(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def iqm(values: ArrayLike) -> Interval:
     """Interquartile mean (Agarwal et al. 2021): the mean without the lowest and the highest ⌊n/4⌋ values.
 
     The interval is Tukey and McLaughlin's: IQM ± t_{h-1} s_w / (½√n), with h = n - 2⌊n/4⌋ values kept and s_w the
@@ -56,7 +56,6 @@ def iqm(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
     Args:
         values: as for `mean_interval`: one a run, not the run x task scores of the paper.
-        confidence: as for `mean_interval`.
 
     Raises:
         ValueError: as for `mean_interval`.
@@ -64,16 +63,16 @@ def iqm(values: ArrayLike, confidence: float = 0.95) -> Interval:
     References:
         Agarwal et al. 2021, https://arxiv.org/abs/2108.13264; Tukey & McLaughlin 1963, Sankhyā A 25.
     """
-    x = np.sort(checked(values, confidence))
+    x = np.sort(checked(values))
     n, cut, resolution = len(x), len(x) // 4, rounding(x)
     if cut == 0:
-        return student(x, confidence, resolution)
+        return student(x, resolution)
     kept = x[cut : n - cut]
     spread = np.clip(x, kept[0], kept[-1]).std(ddof=1) if np.ptp(kept) > resolution else 0.0
-    return bounds(kept.mean(), spread / (0.5 * math.sqrt(n)), len(kept) - 1, n, confidence, "trimmed t")
+    return bounds(kept.mean(), spread / (0.5 * math.sqrt(n)), len(kept) - 1, n, "trimmed t")
 
 
-def paired(treatment: ArrayLike, baseline: ArrayLike, confidence: float = 0.95) -> Paired:
+def paired(treatment: ArrayLike, baseline: ArrayLike) -> Paired:
     """Treatment minus baseline, seed by seed: t interval of the mean, and the two-sided sign-flip permutation test.
 
     Under the null hypothesis the two values of a seed could as well be exchanged: each difference d_i has either sign.
@@ -87,13 +86,12 @@ def paired(treatment: ArrayLike, baseline: ArrayLike, confidence: float = 0.95) 
     Args:
         treatment: one value a seed, shape (n,), finite.
         baseline: the same seeds in the same order; two pandas Series must have equal indexes.
-        confidence: of the interval.
 
     Returns:
         Without seeds, a difference and a p of NaN.
 
     Raises:
-        ValueError: values that are not aligned, not finite or not one-dimensional, or a confidence outside (0, 1).
+        ValueError: values that are not aligned, not finite or not one-dimensional.
 
     References:
         Fisher 1935, "The Design of Experiments"; Phipson & Smyth 2010, https://arxiv.org/abs/1603.05766
@@ -101,11 +99,11 @@ def paired(treatment: ArrayLike, baseline: ArrayLike, confidence: float = 0.95) 
     indexes = [values.index for values in (treatment, baseline) if isinstance(values, pd.Series)]
     if len(indexes) == 2 and not indexes[0].equals(indexes[1]):
         raise ValueError("paired values: the two Series have different indexes; index both by seed, the common ones")
-    t, b = checked(treatment, confidence), checked(baseline, confidence)
+    t, b = checked(treatment), checked(baseline)
     if t.shape != b.shape:
         raise ValueError(f"paired values: expected one of each for every seed, got {len(t)} and {len(b)}")
     resolution = rounding(np.concatenate([t, b]))
-    mean = student(t - b, confidence, resolution)
+    mean = student(t - b, resolution)
     p, smallest_p, exact = _sign_flips(t - b, resolution)
     return Paired(mean.mean, mean.low, mean.high, mean.n, mean.kind, p if mean.n else NAN, smallest_p, exact)
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from benchmark.intervals import NONE, number, percent
 from reports import compare, names
 from reports.measures import COMPARED, MAIN, TOLD
 from reports.names import GROUP
-from reports.numbers import NONE, interval, p_value, percent, points
+from reports.numbers import interval, p_value
 from reports.recipes import FIELDS, options, shared
 from reports.statistics import DRAWS, EXACT_UP_TO
 from reports.table import Cell, Table
@@ -82,7 +83,7 @@ def paired(frame: pd.DataFrame, reference: str, spoken: Mapping[str, str]) -> Ta
     for strategy, own in frame.groupby("strategy", sort=False):
         cells: list[str] = []
         for r in compare.rows(own[own["metric"].isin(metrics)]):
-            cells += [f"{points(r.difference)} {interval(r.low, r.high)}", p_value(r.p_holm)]
+            cells += [f"{number(r.difference, signed=True)} {interval(r.low, r.high)}", p_value(r.p_holm)]
         rows.append([spoken[str(strategy)], str(own["n"].max()), *cells])
     header = ["strategy", "n", *(text for m in metrics for text in (COMPARED[m], "p"))]
     caption = (

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.intervals import NONE, number, percent
 from reports import compare, measures, names
 from reports.figures.labels import LOST
 from reports.load import Overview
 from reports.measures import LOWER_IS_BETTER
-from reports.numbers import NONE, percent, points
 from reports.table import Table
 
 NEAR = 0.01  # a setting this close to the best counts as as good: one point
@@ -193,9 +193,9 @@ def _cells(row: Mapping[str, Any], *, several: bool) -> list[str]:
         str(row["setting"]),
         str(row["trials"]) + (f" ({', '.join(lost)})" if lost else ""),
         *([measures.spoken(row["objective"])] if several else []),
-        percent(value("promised"), float("nan"), float("nan")),
+        number(value("promised")),
         percent(value("tested_mean"), value("tested_low"), value("tested_high")),
-        points(value("gap")),
+        number(value("gap"), signed=True),
         flat,
         f"{value('seconds'):.0f} s",
     ]

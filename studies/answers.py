@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 from tabulate import tabulate
 
-from benchmark.intervals import NONE, mean_interval, percent
+from benchmark.intervals import NONE, mean_interval, number, percent
 from studies import frames, objectives, places, plasticity
 from studies.final import Tested
 from studies.places import SEEDS
@@ -133,9 +133,10 @@ def markdown(answers: list[Answer]) -> str:
     rows = []
     for a in answers:
         for name, promised in a.promised.items():
-            tested, runs = percent(mean_interval(a.tested[name])), counted(a.tests)
+            tested, runs = mean_interval(a.tested[name]), counted(a.tests)
+            shown_tested = percent(tested.mean, tested.low, tested.high)
             rows.append(
-                [f"`{a.label}`", f"`{shown(a.params)}`", name, f"{100 * promised:.1f}", tested, runs, a.protocol]
+                [f"`{a.label}`", f"`{shown(a.params)}`", name, number(promised), shown_tested, runs, a.protocol]
             )
         if not a.promised:
             rows.append([f"`{a.label}`", "none", "", NONE, NONE, "", a.protocol])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark import intervals
-from benchmark.intervals import mean_interval, percent
-from reports import numbers, statistics
+from benchmark.intervals import mean_interval, number, percent
 
 
 @pytest.mark.parametrize(
@@ -14,17 +12,21 @@ from reports import numbers, statistics
     [
         ([0.8, 0.85, 0.9], "85.0 ± 12.4", "+85.0 ± 12.4"),
         ([-0.8, -0.85, -0.9], "−85.0 ± 12.4", "−85.0 ± 12.4"),
-        ([0.772], "77.2 ± –", "+77.2 ± –"),  # one seed
-        ([0.3, 0.3, 0.3], "30.0 ± –", "+30.0 ± –"),  # one setting with itself
-        ([0.0, 0.0], "0.0 ± –", "0.0 ± –"),
+        ([0.772], "77.2", "+77.2"),  # one seed
+        ([0.3, 0.3, 0.3], "30.0", "+30.0"),  # one setting with itself
+        ([0.0, 0.0], "0.0", "0.0"),
         ([-1e-5, -2e-5], "0.0 ± 0.0", "0.0 ± 0.0"),
         ([], "–", "–"),
     ],
 )
-def test_a_mean_has_a_dash_where_it_has_no_interval(values: list[float], said: str, signed: str) -> None:
-    assert (percent(mean_interval(values)), percent(mean_interval(values), signed=True)) == (said, signed)
+def test_a_mean_is_shown_with_its_interval_where_there_is_one(values: list[float], said: str, signed: str) -> None:
+    found = mean_interval(values)
+    shown = tuple(percent(found.mean, found.low, found.high, signed=sign) for sign in (False, True))
+    assert shown == (said, signed)
 
 
-def test_reports_and_studies_have_one_interval_and_one_dash() -> None:
-    assert statistics.mean_interval is mean_interval
-    assert (numbers.NONE, numbers.MINUS) == (intervals.NONE, intervals.MINUS)
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0, "0.0"), (-0.0001, "0.0"), (float("nan"), "–")]
+)
+def test_differences_have_a_sign(value: float, text: str) -> None:
+    assert number(value, signed=True) == text

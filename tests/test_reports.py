@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 
-from reports import compare, figures, numbers, overview, tables
+from reports import compare, figures, overview, tables
 from reports.table import Table
 from tests.result_frames import diverge, frames
 
@@ -123,34 +123,6 @@ def test_of_many_tasks_the_first_and_the_last_have_columns() -> None:
 def test_a_single_task_has_no_columns_for_what_cannot_be_forgotten() -> None:
     runs, _ = frames(tasks=1, labels=("naive",))
     assert main(runs)[0] == ["strategy", "n", "average accuracy", "learning accuracy"]
-
-
-@pytest.mark.parametrize(
-    ("mean", "low", "high", "text"),
-    [
-        (0.9754, 0.9723, 0.9785, "97.5 ± 0.3"),
-        (0.5, NAN, NAN, "50.0"),
-        (NAN, NAN, NAN, "–"),
-        (-0.2, -0.3, -0.1, "−20.0 ± 10.0"),
-        (-0.0001, NAN, NAN, "0.0"),
-    ],
-)
-def test_shares_are_shown_in_per_cent_with_their_interval(mean: float, low: float, high: float, text: str) -> None:
-    assert numbers.percent(mean, low, high) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0, "0.0"), (-0.0001, "0.0"), (NAN, "–")]
-)
-def test_differences_have_a_sign(value: float, text: str) -> None:
-    assert numbers.points(value) == text
-
-
-@pytest.mark.parametrize(
-    ("p", "text"), [(0.00004, "< 0.001"), (0.03125, "0.031"), (0.25, "0.25"), (1.0, "1.00"), (NAN, "–")]
-)
-def test_p_values_have_the_digits_that_count(p: float, text: str) -> None:
-    assert numbers.p_value(p) == text
 
 
 # The overview
