@@ -16,16 +16,15 @@ from reports import (
     findings,
     limits,
     names,
-    ranks,
     recipes,
-    studies,
+    setting,
     study_figures,
     tables,
     tuning,
 )  # fmt: skip
 from reports.density import density
-from reports.load import TRIALS, Overview, ReportError, Tracked
-from reports.measures import LOWER_IS_BETTER
+from reports.load import Overview, ReportError, Tracked
+from reports.ranking import Ranking, ranking
 from reports.table import Table
 
 
@@ -78,23 +77,6 @@ class Section:
         """Those of its parts too."""
         found = [*self.tables.values(), *(self.ablation.tables if self.ablation else [])]
         return [*found, *(each.table for each in self.tuning)]
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """Strategies over several scenarios.
-
-    Attributes:
-        ranks: what Friedman's test and the critical difference say.
-        figure: of these.
-        scenarios: that were ranked, one observation each.
-        notes: sentences on what was left out.
-    """
-
-    ranks: ranks.Ranks
-    figure: figures.Drawn
-    scenarios: list[str]
-    notes: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +143,7 @@ def build(tracked: Tracked, *, baseline: str = "naive", allow_mixed: bool = Fals
         sections=sections,
         overviews=tracked.overviews,
         uri=tracked.uri,
-        ranking=_ranking(sections, cast),
+        ranking=ranking({section.title: section.runs for section in sections}, cast),
         commands=_commands(tracked.overviews),
         superseded=len(tracked.runs) - sum(len(group.runs) for group in current),
     )
@@ -192,8 +174,8 @@ def _section(
         runs=runs,
         names=names,
         reference=reference,
-        question=question(runs),
-        setting=setting(runs),
+        question=setting.question(runs),
+        setting=setting.setting(runs),
         recipe=recipes.recipe(runs),
         findings=findings.sentences(runs, differences, reference, names) if reference else findings.alone(runs, names),
         tables={
@@ -201,7 +183,7 @@ def _section(
             "strategies": tables.strategies(runs, names),
             **{name: table for name, table in optional.items() if table},
         },
-        figures=figures.every(runs, accuracy, cast) | _of_studies(overviews, cast),
+        figures=figures.every(runs, accuracy, cast) | tuning.drawn(overviews, cast),
         ablation=ablation.ablation(runs, names, chosen_on_test=not origin.tuned or bool(origin.on_test)),
         origin=origin,
         tuning=chosen,
@@ -249,110 +231,6 @@ def _reference(runs: pd.DataFrame, baseline: str, study: bool) -> str:
         if baseline == "naive" and (study or not any(names.parse(label)[0] == "naive" for label in labels)):
             return labels[0]
         raise
-
-
-def question(runs: pd.DataFrame) -> str:
-    """What the runs ask, in a sentence.
-
-    Args:
-        runs: of one recipe.
-    """
-    tasks = int(runs["tasks"].iloc[0]) if "tasks" in runs and pd.notna(runs["tasks"].iloc[0]) else 0
-    strategies, seeds = runs["strategy"].nunique(), counted(runs["seed"].nunique(), "seed")
-    which = f", and which of {strategies} strategies " if strategies > 1 else ""
-    if tasks == 1:
-        asked = f"How well does a network learn one task{f'{which}learns it best' * bool(which)}?"
-    else:
-        best = f"{which}forgets least, at which price on new tasks" if which else ", and at which price on new tasks"
-        asked = f"How much does a network forget when it learns {tasks or ''} tasks one after another{best}?"
-    return f"{asked.replace('  ', ' ')} {'Each' if which else 'It'} was trained with {seeds}."
-
-
-def counted(many: float | str, thing: str) -> str:
-    """`1 seed`, `2 seeds`."""
-    return f"{many} {thing}{'s' * (str(many) != '1')}"
-
-
-INCREMENTAL = {
-    "task": "task-incremental: each task has a head of its own, and the task is known when an image is classified",
-    "domain": "domain-incremental: all tasks share one head, and the task is not known when an image is classified",
-    "class": "class-incremental: each task brings classes of its own, which compete with all earlier ones",
-}
-
-
-def setting(runs: pd.DataFrame) -> str:
-    """How the runs were trained and tested, in words; what labels tell of single strategies is left to these.
-
-    Args:
-        runs: of one recipe.
-    """
-    known = recipes.shared(runs)
-    images = f"on {known['images']}" if "images" in known else ""
-    where = [f"Scenario {known.get('scenario', '')}", images, INCREMENTAL.get(known.get("incremental", ""), "")]
-    length = counted(known["epochs"], "epoch") if "epochs" in known else counted(known.get("iterations", ""), "step")
-    trained = {
-        "optimizer": f"with {known.get('optimizer')}",
-        "lr": f"at learning rate {known.get('lr')}",
-        "epochs" if "epochs" in known else "iterations": f"{length} a task",
-        "batch_size": f"{counted(known.get('batch_size', ''), 'image')} a step",
-    }
-    how = ", ".join(words for name, words in trained.items() if name in known).replace(", at learning", " at learning")
-    state = "kept" if known.get("optimizer_state") == "keep" else "reset"
-    kept = f"; the optimiser's state is {state} between tasks" if "optimizer_state" in known else ""
-    return (
-        f"{', '.join(part for part in where if part)}. The network {known.get('model', '')} is trained {how}{kept}. "
-        "After every task it is tested on the test images of all tasks."
-    )
-
-
-def _of_studies(overviews: Mapping[str, Overview], cast: figures.Cast) -> dict[str, figures.Drawn]:
-    found: dict[str, figures.Drawn] = {}
-    for run_id, stem in tuning.stems(overviews).items():
-        overview = overviews[run_id]
-        if set(TRIALS) - overview.trials.keys():
-            continue
-        objectives = overview.settings["objective"].split(", ")
-        directions = {name: "minimize" if name in LOWER_IS_BETTER else "maximize" for name in objectives}
-        on_test = overview.settings.get("protocol") == "test-oracle"
-        drawn = studies.drawn(overview.trials, directions, tuned_on_test=on_test, cast=cast)
-        of = f"Study {overview.study}. " if stem else ""
-        found |= {
-            f"study_{stem}{name}": dataclasses.replace(shown, caption=of + shown.caption)
-            for name, (shown, _) in drawn.items()
-        }
-    return found
-
-
-def _ranking(sections: list[Section], cast: figures.Cast) -> Ranking | None:
-    """Over scenarios, for the strategies that all of them have and that are not bounds."""
-    by_scenario: dict[str, Section] = {}
-    for section in sections:
-        by_scenario.setdefault(_scenario(section), section)  # of several recipes of one, the first
-    means = {
-        scenario: compare.finished(section.runs).groupby("strategy")["average_accuracy"].mean()
-        for scenario, section in by_scenario.items()
-    }
-    every = pd.DataFrame(means).T
-    scores = every.dropna(axis="columns")
-    scores = scores[[label for label in cast.names if label in scores and not compare.is_bound(label)]]
-    if len(by_scenario) < 2 or scores.shape[1] < 3:
-        return None
-    found = ranks.friedman(scores)
-    drawn = figures.critical_difference(found.mean_ranks, found.critical_difference, found.groups, len(scores), cast)
-    missing = [
-        cast.names[label] for label in cast.names if label in every and label not in every.dropna(axis="columns")
-    ]
-    notes = [f"Left out, since not every scenario has runs of them: {'; '.join(missing)}."] if missing else []
-    bounds = [cast.names[label] for label in cast.names if label in every and compare.is_bound(label)]
-    notes += [f"Not ranked, as a bound: {'; '.join(bounds)}."] if bounds else []
-    if len(by_scenario) < len(sections):
-        notes.append("Of a scenario with several sections the first is ranked: one scenario is one observation.")
-    return Ranking(found, drawn, list(by_scenario), notes)
-
-
-def _scenario(section: Section) -> str:
-    """Its name, or what the section is called where it has none."""
-    return recipes.shared(section.runs).get("scenario", section.title)
 
 
 def _commands(overviews: Mapping[str, Overview]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from benchmark.intervals import NONE, number, percent
-from reports import compare, measures, names
+from reports import compare, measures, names, studies
+from reports.figures import Cast, Drawn
 from reports.figures.labels import LOST
-from reports.load import Overview
+from reports.load import TRIALS, Overview
 from reports.measures import LOWER_IS_BETTER
 from reports.table import Table
 
@@ -153,6 +155,30 @@ def _tuning(overview: Overview, runs: pd.DataFrame, spoken: Mapping[str, str], s
         pd.DataFrame(rows), frozenset({1, 3} if several else {1}),
     )  # fmt: skip
     return Tuning(overview.study, PROTOCOLS.get(protocol, protocol), on_test, table)
+
+
+def drawn(overviews: Mapping[str, Overview], cast: Cast) -> dict[str, Drawn]:
+    """Figures of trials, by name, of each study whose tables are there.
+
+    Args:
+        overviews: by run id.
+        cast: of the report.
+    """
+    found: dict[str, Drawn] = {}
+    for run_id, stem in stems(overviews).items():
+        overview = overviews[run_id]
+        if set(TRIALS) - overview.trials.keys():
+            continue
+        objectives = overview.settings["objective"].split(", ")
+        directions = {name: "minimize" if name in LOWER_IS_BETTER else "maximize" for name in objectives}
+        on_test = overview.settings.get("protocol") == ORACLE
+        made = studies.drawn(overview.trials, directions, tuned_on_test=on_test, cast=cast)
+        of = f"Study {overview.study}. " if stem else ""
+        found |= {
+            f"study_{stem}{name}": dataclasses.replace(shown, caption=of + shown.caption)
+            for name, (shown, _) in made.items()
+        }
+    return found
 
 
 def _row(label: str, trials: pd.DataFrame, objective: str, searched: list[str], runs: pd.DataFrame) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports import compare, document, load, names, recipes, write
+from reports import compare, document, load, names, recipes, setting, write
 from reports.load import ReportError, Tracked
 from reports.table import Cell
 from tests import synthetic_runs as made
@@ -365,7 +365,7 @@ def test_one_task_one_strategy_and_one_epoch_are_spoken_of_as_one(tracked) -> No
     assert section.question == "How well does a network learn one task? It was trained with 1 seed."
     assert "1 epoch a task" in section.setting
     both = [*made.seeds("naive", 2), *made.seeds("si", 2)]
-    many = document.question(pd.DataFrame([{"tasks": 3, "strategy": r.strategy, "seed": r.seed} for r in both]))
+    many = setting.question(pd.DataFrame([{"tasks": 3, "strategy": r.strategy, "seed": r.seed} for r in both]))
     assert "learns 3 tasks one after another, and which of 2 strategies forgets least" in many
     assert many.endswith("Each was trained with 2 seeds.")
 
