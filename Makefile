@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2> /dev/null)
 STAMP := .venv/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: setup bench test test-slow test-all lint perf perf-growth perf-ray perf-peers gpu-check ui clean
+.PHONY: setup bench test test-slow lint perf perf-growth perf-ray perf-peers gpu-check ui clean
 
 setup: $(STAMP)
 
@@ -28,8 +28,6 @@ test: setup  ## the tests: offline, a few minutes
 
 test-slow: setup  ## real data, services, packaging
 	$(BIN)/python -m pytest -m slow
-
-test-all: test test-slow
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -141,9 +141,11 @@ class Result:
         accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged or was pruned, and
             all of it if it failed.
         train_seconds: wall time of training (evaluations on the way included, importances not), divided by the runs of
-            its stack, and the same of its trunk by the runs that share it; stacks side by side each count in full.
+            its stack, and the same of its trunk by `trunk_runs`; stacks side by side each count in full.
         stack_size: runs that trained together after the first task.
-        trunk_runs: runs of the experiment that shared the first task's training; 1 if it was this run's own.
+        trunk_runs: runs handed in together, by an experiment or for a batch of a study's trials, that shared the first
+            task's training; 1 if it was this run's own. Each batch counts a trunk anew, also one that an earlier one
+            trained: so runs are told what they would cost.
         trace: evaluations during training, if the recipe asks for them, ends of tasks included.
         reason: why the run failed, in one line; or empty.
         told: of a class-incremental scenario, accuracy on each task after the last one if it is told which task an

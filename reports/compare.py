@@ -15,7 +15,7 @@ import pandas as pd
 from benchmark.intervals import TOLERANCE
 from reports import names, statistics
 from reports.load import ReportError
-from reports.measures import COMPARED, LOWER_IS_BETTER, MAIN, NEW
+from reports.measures import COMPARED, LOWER_IS_BETTER, NEW
 from reports.recipes import FIELDS
 
 ALPHA = 0.05
@@ -70,7 +70,7 @@ def _means(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
     return runs["run_key"].map(means).astype(float)
 
 
-def summary(runs: pd.DataFrame, metrics: Sequence[str] = tuple(MAIN)) -> pd.DataFrame:
+def summary(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Mean and interval of each strategy and metric, over the runs that finished.
 
     Args:
