@@ -62,6 +62,14 @@ def test_the_core_needs_torch_and_numpy_alone(modules):
     assert done.stdout.strip() == "[]"
 
 
+def test_figures_and_tables_of_results_need_neither_torch_nor_mlflow():
+    code = "import sys, reports.overview, reports.studies; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "reports.figures" in loaded
+    assert not loaded & {"torch", "mlflow", "optuna", "benchmark.harness", "strategies", "studies"}
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports import compare, document, load, names, recipes, setting, write
+from reports import compare, document, load, recipes, setting, write
 from reports.load import ReportError, Tracked
 from reports.table import Cell
 from tests import synthetic_runs as made
@@ -495,6 +495,8 @@ def test_strategies_are_ranked_over_scenarios(folder: Path) -> None:
     assert report.ranking is not None and report.ranking.notes == []
     assert next(iter(report.ranking.ranks.mean_ranks)) == EWC
     assert {section.title for section in report.sections} == {"split-digits", "rotated-digits", "permuted-digits"}
+    assert all(section.names == report.sections[0].names for section in report.sections)
+    assert report.sections[0].names[EWC] == "EWC (exact, λ = 10)"
 
 
 def test_a_scenario_is_ranked_once_and_what_is_left_out_is_named(folder: Path) -> None:
@@ -518,8 +520,3 @@ def test_a_scenario_is_ranked_once_and_what_is_left_out_is_named(folder: Path) -
     assert "the first is ranked" in text
     one = load.load(uri, experiments=["ranked-a", "ranked-b"])
     assert document.build(one, allow_mixed=True).ranking is None
-
-
-def test_names_of_one_report_are_the_same_in_every_section(folder: Path) -> None:
-    runs = pd.DataFrame({"strategy": ["naive", EWC]})
-    assert names.names(runs["strategy"]) == {"naive": "fine-tuning", EWC: "EWC (exact, λ = 10)"}

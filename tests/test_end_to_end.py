@@ -115,17 +115,6 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path):
     assert table(tmp_path / "out" / "permuted-digits" / "runs.csv")
 
 
-def test_what_ran_offline_is_delivered_later_and_once(tmp_path):
-    arguments = ("seeds=1", "train.epochs=1", "scenario.tasks=2")
-    offline = forgetbench("run", "permuted-digits", *arguments, "--offline", cwd=tmp_path)
-    assert offline.returncode == 0 and "forgetbench sync" in offline.stdout
-    assert not (tmp_path / "out" / "mlflow.db").exists()
-    first, second = (forgetbench("sync", cwd=tmp_path) for _ in range(2))
-    assert "permuted-digits: 7 of 7 runs delivered, 0 were there" in first.stdout, first.stderr
-    assert "permuted-digits: 0 of 7 runs delivered, 7 were there" in second.stdout
-    assert delivered(tmp_path) == sorted(table(tmp_path / "out" / "permuted-digits" / "runs.csv"))
-
-
 def test_a_run_that_diverges_is_counted_in_the_table(tmp_path):
     file = tmp_path / "big.toml"
     file.write_text(
