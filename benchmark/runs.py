@@ -20,7 +20,7 @@ from strategies import registry
 from strategies.base import Strategy
 
 RESERVED = frozenset(
-    {"scenario", "incremental", "tasks", "images", "permuted", "angles", "class_order", "data_version"}
+    {"scenario", "incremental", "tasks", "images", "permuted", "angles", "class_order", "labels", "data_version"}
     | {"model", "model_version", "strategy_name", "strategy_version", "protocol", "phase"}
 )
 """Columns of results and params of runs that say what a run is, beside its recipe and its strategy's fields."""

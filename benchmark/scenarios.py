@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -36,7 +36,9 @@ KINDS: dict[str, Kind] = {
         "pixels shuffled, by another order each task and seed", {"incremental": "domain", "tasks": 5, "first": "plain"}
     ),
     "rotated": Kind("images turned, further each task", {"incremental": "domain", "tasks": 5, "angles": None}),
-    "split": Kind("labels divided among the tasks", {"incremental": "class", "tasks": 5, "class_order": "fixed"}),
+    "split": Kind(
+        "labels divided among the tasks", {"incremental": "class", "tasks": 5, "labels": None, "class_order": "fixed"}
+    ),
 }
 NAMES = (
     *SEQUENCES,
@@ -44,6 +46,25 @@ NAMES = (
     "rotated-mnist",
     *(f"split-{images}" for images in ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")),
 )
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(v) is int and v >= least for v in value)
+
+
+def _degrees(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(v) in {int, float} and abs(v) <= 360 for v in value)
+
+
+OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "incremental": ("task, domain or class", lambda v: v in get_args(Incremental)),
+    "tasks": ("a whole number >= 1", lambda v: type(v) is int and v >= 1),
+    "first": ("plain or permuted", lambda v: v in ("plain", "permuted")),
+    "angles": ("a list of degrees, one a task", _degrees),
+    "labels": ("a list of whole numbers >= 1, one a task", lambda v: _whole(v, 1)),
+    "class_order": ("fixed, shuffled or a list of all labels", lambda v: v in ("fixed", "shuffled") or _whole(v, 0)),
+}
+"""What each option may be, in words and as a test."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,8 @@ class Scenario:
             the first) or `all`.
         angles: degrees by which each task's images are turned; empty for none.
         split: whether the tasks divide the labels of their set among them.
-        class_order: which labels make up a task: `fixed`, in the order of the labels, or `shuffled` per seed.
+        class_order: in which order they do: `fixed`, that of the labels; `shuffled` per seed; or all labels, listed.
+        labels: how many each task of the whole sequence takes; empty: equally many.
         validation: share of each label's training images, drawn per seed, that is not trained on but tested on, in
             place of the test images: for choosing hyperparameters. 0: all are trained on, and test images tested on.
         before: tasks of the whole sequence that come before these, where this is a part of it; see `part`.
@@ -140,7 +162,8 @@ class Scenario:
     permuted: Literal["no", "later", "all"] = "no"
     angles: tuple[float, ...] = ()
     split: bool = False
-    class_order: Literal["fixed", "shuffled"] = "fixed"
+    class_order: Literal["fixed", "shuffled"] | tuple[int, ...] = "fixed"
+    labels: tuple[int, ...] = ()
     validation: float = 0.0
     before: int = 0
     whole: int = 0
@@ -180,7 +203,8 @@ class Scenario:
             "images": ", ".join(self.sets if len(self._versions) > 1 else self.sets[:1]),
             "permuted": self.permuted if self.permuted != "no" else None,
             "angles": ", ".join(f"{angle:g}" for angle in self.angles) or None,
-            "class_order": self.class_order if self.split else None,
+            "class_order": _listed(self.class_order) if self.split else None,
+            "labels": _listed(self.labels) or None,
             "data_version": digest(own) if (own := {k: v for k, v in self._versions.items() if v}) else None,
         }
 
@@ -188,6 +212,8 @@ class Scenario:
         """What determines the tasks, for run keys."""
         spec = dataclasses.asdict(self)
         del spec["name"]
+        if not self.labels:  # as keys were before tasks could differ in size
+            del spec["labels"]
         return spec | {"data": self._versions}
 
     @functools.cached_property
@@ -202,9 +228,9 @@ class Scenario:
             images: the set of each task.
 
         Raises:
-            ValueError: the labels do not divide evenly among the tasks.
+            ValueError: the labels do not divide among the tasks as they should.
         """
-        sizes = [self._share(each.classes) for each in images]
+        sizes = [len(self._classes(task, 0, each.classes)) for task, each in enumerate(images, 1)]
         if self.incremental == "domain":
             return Heads(self.incremental, ((0, max(sizes)),) * len(sizes))
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
@@ -213,8 +239,8 @@ class Scenario:
     def size(self, task: int, images: ImageSet) -> int:
         """Training images of a task, by which steps are counted: the same for all seeds.
 
-        Where the order of the classes is shuffled, tasks differ in size from seed to seed; then it is the set's size
-        divided by the number of tasks, so that all runs of a stack take as many steps.
+        Where the order of the classes is shuffled, tasks differ in size from seed to seed; then it is their share of
+        the set by the number of labels, so that all runs of a stack take as many steps.
 
         Args:
             task: numbered from 1.
@@ -224,9 +250,10 @@ class Scenario:
         counts = counts - self._held_out(counts)
         if not self.split:
             return int(counts.sum())
+        classes = self._classes(task, 0, images.classes)
         if self.class_order == "shuffled":
-            return round(int(counts.sum()) / (self.whole or self.tasks))
-        return int(counts[self._classes(task, 0, images.classes)].sum())
+            return round(int(counts.sum()) * len(classes) / images.classes)
+        return int(counts[classes].sum())
 
     def view(self, task: int, seed: int, images: ImageSet, heads: Heads) -> View:
         """A task as the run of a seed sees it, on the CPU.
@@ -282,24 +309,60 @@ class Scenario:
             return None
         return torch.randperm(pixels, generator=generator(seed, "pixels", place))
 
-    def _share(self, classes: int) -> int:
-        if not self.split:
-            return classes
+    def _shares(self, classes: int) -> list[int]:
+        """How many labels of a split set each task of the whole sequence takes.
+
+        Args:
+            classes: labels of the set.
+
+        Raises:
+            ValueError: they do not divide as they should.
+        """
         tasks = self.whole or self.tasks
+        if self.labels:
+            if sum(self.labels) != classes:
+                raise ValueError(
+                    f"scenario {self.name!r}: labels: expected numbers that add up to the {classes} labels of the set, "
+                    f"got {_listed(self.labels)}, which are {sum(self.labels)}"
+                )
+            return list(self.labels)
         if classes % tasks:
             raise ValueError(
                 f"scenario {self.name!r}: {classes} labels do not divide evenly among {tasks} tasks; "
-                f"choose tasks = {', '.join(str(n) for n in range(1, classes + 1) if classes % n == 0)}"
+                f"choose tasks = {', '.join(str(n) for n in range(1, classes + 1) if classes % n == 0)}, or say with "
+                "labels = [...] how many each takes"
             )
-        return classes // tasks
+        return [classes // tasks] * tasks
 
     def _classes(self, task: int, seed: int, classes: int) -> Tensor:
-        """The labels that make up a task of a split set, in the order of their outputs."""
-        share, order = self._share(classes), torch.arange(classes)
+        """The labels of a task, in the order of their outputs.
+
+        Args:
+            task: numbered from 1.
+            seed: of the run.
+            classes: labels of the set.
+
+        Raises:
+            ValueError: the order is not of these labels, or they do not divide as they should.
+        """
+        order = torch.arange(classes)
+        if not self.split:
+            return order
         if self.class_order == "shuffled":
             order = torch.randperm(classes, generator=generator(seed, "classes"))
-        place = self.before + task
-        return order[(place - 1) * share : place * share]
+        elif not isinstance(self.class_order, str):
+            if sorted(self.class_order) != order.tolist():
+                raise ValueError(
+                    f"scenario {self.name!r}: class_order: expected each of the labels 0 to {classes - 1} once, got "
+                    f"{_listed(self.class_order)}"
+                )
+            order = torch.tensor(self.class_order)
+        mine: Tensor = order.split(self._shares(classes))[self.before + task - 1]
+        return mine
+
+
+def _listed(value: str | Sequence[int]) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
 def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
@@ -362,8 +425,9 @@ def _sequence(name: str, sets: object, options: dict[str, Any]) -> Scenario:
 def _of_kind(kind: str, name: str, images: str, options: dict[str, Any]) -> Scenario:
     data.check_name(images)
     known = KINDS[kind].options | ({"tasks": 10} if images == "cifar100" and kind == "split" else {})
-    if isinstance(options.get("angles"), list):
-        options.setdefault("tasks", len(options["angles"]))
+    for each in ("angles", "labels"):
+        if isinstance(options.get(each), list):
+            options.setdefault("tasks", len(options[each]))
     chosen = _chosen(name, options, known)
     tasks, sets = chosen["tasks"], (images,) * chosen["tasks"]
     if kind == "permuted":
@@ -375,7 +439,11 @@ def _of_kind(kind: str, name: str, images: str, options: dict[str, Any]) -> Scen
             raise ValueError(f"angles: expected one a task, {tasks}, got {len(angles)}")
         return Scenario(name, sets, chosen["incremental"], angles=tuple(map(float, angles)))
     assert kind == "split", f"a kind without a branch here: {kind}"
-    return Scenario(name, sets, chosen["incremental"], split=True, class_order=chosen["class_order"])
+    labels, order = chosen["labels"] or (), chosen["class_order"]
+    if labels and len(labels) != tasks:
+        raise ValueError(f"labels: expected one number a task, {tasks}, got {len(labels)}")
+    order = tuple(order) if isinstance(order, list) else order
+    return Scenario(name, sets, chosen["incremental"], split=True, class_order=order, labels=tuple(labels))
 
 
 def _chosen(name: str, options: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -393,19 +461,9 @@ def _chosen(name: str, options: dict[str, Any], known: dict[str, Any]) -> dict[s
         if option not in known:
             hint = did_you_mean(option, known) or f"; it takes {', '.join(known)}"
             raise ValueError(f"scenario {name!r}: unknown option {option!r}{hint}")
-        choices: tuple[str, ...] = {
-            "incremental": get_args(Incremental),
-            "first": ("plain", "permuted"),
-            "class_order": ("fixed", "shuffled"),
-        }.get(option, ())
-        if choices and value not in choices:
-            raise ValueError(f"{option}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
-        if option == "tasks" and (type(value) is not int or value < 1):
-            raise ValueError(f"tasks: expected a whole number >= 1, got {value!r}")
-        if option == "angles" and not (
-            isinstance(value, list) and value and all(type(v) in {int, float} and abs(v) <= 360 for v in value)
-        ):
-            raise ValueError(f"angles: expected a list of degrees, one a task, got {value!r}")
+        expected, fits = OPTIONS[option]
+        if not fits(value):
+            raise ValueError(f"{option}: expected {expected}, got {value!r}")
     return known | options
 
 

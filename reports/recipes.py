@@ -19,6 +19,7 @@ FIELDS = {
     "incremental": "incremental type",
     "permuted": "tasks with shuffled pixels",
     "class_order": "class order",
+    "labels": "labels of each task",
     "angles": "angles",
     "data_version": "version of the data",
     "model": "network",

@@ -143,7 +143,7 @@ def test_every_listed_name_resolves(name: str) -> None:
         ({"name": "permuted-digits", "seed": 1}, "unknown option 'seed'; it takes incremental, tasks, first"),
         (
             {"name": "split-digits", "first": "plain"},
-            "unknown option 'first'; it takes incremental, tasks, class_order",
+            "unknown option 'first'; it takes incremental, tasks, labels, class_order",
         ),
         ({"name": "rotated-digits", "angle": [1]}, "unknown option 'angle'; did you mean 'angles'"),
         ({"name": "split-mnist", "set": "kmnist"}, "unknown option 'set'"),
@@ -156,7 +156,14 @@ def test_every_listed_name_resolves(name: str) -> None:
         ({"name": "split-digits", "incremental": "tasks"}, "incremental: expected task, domain or class, got 'tasks'"),
         ({"name": "split-digits", "incremental": ["task"]}, "incremental: expected task, domain or class, got"),
         ({"sets": ["mnist"], "incremental": 1}, "incremental: expected task, domain or class, got 1"),
-        ({"name": "split-digits", "class_order": "random"}, "class_order: expected fixed or shuffled, got 'random'"),
+        (
+            {"name": "split-digits", "class_order": "random"},
+            "class_order: expected fixed, shuffled or a list of all labels",
+        ),
+        ({"name": "split-digits", "class_order": [0, True]}, "class_order: expected fixed, shuffled or a list"),
+        ({"name": "split-digits", "labels": 5}, "labels: expected a list of whole numbers >= 1, one a task, got 5"),
+        ({"name": "split-digits", "labels": [5, 0]}, "labels: expected a list of whole numbers >= 1"),
+        ({"name": "split-digits", "labels": [5, 5], "tasks": 3}, "labels: expected one number a task, 3, got 2"),
         ({"name": "permuted-digits", "first": True}, "first: expected plain or permuted, got True"),
         ({"name": "rotated-digits", "angles": 45}, "angles: expected a list of degrees, one a task, got 45"),
         ({"name": "rotated-digits", "angles": []}, "angles: expected a list of degrees, one a task"),
@@ -190,7 +197,10 @@ def test_resolving_a_table_leaves_it_as_it_is(table: dict[str, object]) -> None:
 def test_what_changes_the_tasks_changes_the_spec_and_what_is_the_default_does_not() -> None:
     base = {"name": "split-digits", "incremental": "class", "tasks": 5, "class_order": "fixed"}
     assert scenarios.resolve(base).spec() == scenarios.resolve("split-digits").spec()
-    for change in ({"incremental": "task"}, {"tasks": 2}, {"class_order": "shuffled"}, {"name": "split-mnist"}):
+    for change in (
+        {"incremental": "task"}, {"tasks": 2}, {"class_order": "shuffled"}, {"class_order": [1, 0]},
+        {"labels": [2, 2, 2, 2, 2]}, {"name": "split-mnist"},
+    ):  # fmt: skip
         assert scenarios.resolve(base | change).spec() != scenarios.resolve(base).spec()
     angles = [scenarios.resolve({"name": "rotated-digits", "angles": a}).spec() for a in ([0, 1], [0, 2], [1, 0])]
     assert len({str(spec) for spec in angles}) == 3
@@ -349,6 +359,50 @@ def test_fixed_tasks_take_the_labels_in_their_order_whatever_the_seed() -> None:
             assert torch.equal(view.labels, expected)
 
 
+def test_tasks_may_take_different_numbers_of_labels_in_an_order_that_is_given() -> None:
+    images = made([3, 1, 4, 1, 5, 9])
+    table = {"name": "split-digits", "labels": [3, 1, 2], "class_order": [5, 0, 3, 1, 4, 2]}
+    scenario = scenarios.resolve(table)
+    assert scenario.tasks == 3 and (scenario.fields()["labels"], scenario.fields()["class_order"]) == (
+        "3, 1, 2", "5, 0, 3, 1, 4, 2",
+    )  # fmt: skip
+    assert [view.labels.tolist() for view in views(scenario, images)] == [
+        [1, -1, -1, 2, -1, 0],
+        [-1, 3, -1, -1, -1, -1],
+        [-1, -1, 5, -1, 4, -1],
+    ]
+    assert [scenario.size(task, images) for task in (1, 2, 3)] == [9 + 3 + 1, 1, 5 + 4]
+    heads = scenario.heads([images] * 3)
+    assert heads.blocks == ((0, 3), (3, 4), (4, 6)) and heads.testing(1, 2).tolist() == [True] * 4 + [False] * 2
+    assert scenarios.resolve(table | {"incremental": "domain"}).heads([images] * 3).outputs == 3
+    last = scenario.part(2, 3)
+    assert [view.labels.tolist() for view in views(last, images)] == [
+        [-1, 0, -1, -1, -1, -1],
+        [-1, -1, 2, -1, 1, -1],
+    ]
+
+
+def test_tasks_of_different_size_count_steps_by_their_share_of_the_labels_where_seeds_differ() -> None:
+    images, table = made([3, 1, 4, 1, 5, 9]), {"name": "split-digits", "labels": [3, 1, 2], "class_order": "shuffled"}
+    assert [scenarios.resolve(table).size(task, images) for task in (1, 2, 3)] == [12, 4, 8]  # of 23
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"labels": [5, 4]},
+            r"labels: expected numbers that add up to the 10 labels of the set, got 5, 4, which are 9",
+        ),
+        ({"class_order": [0, 1, 2]}, r"class_order: expected each of the labels 0 to 9 once, got 0, 1, 2$"),
+        ({"class_order": [0, 0, *range(2, 10)]}, r"class_order: expected each of the labels 0 to 9 once"),
+    ],
+)
+def test_loading_refuses_labels_that_are_not_those_of_the_set(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scenarios.load(scenarios.resolve({"name": "split-digits"} | change))
+
+
 def test_domain_incremental_tasks_share_their_outputs() -> None:
     found = views(split(2, "domain"), made([1] * 4))
     assert [view.labels.tolist() for view in found] == [[0, 1, -1, -1], [-1, -1, 0, 1]]
@@ -380,7 +434,7 @@ def test_class_orders_never_change_from_release_to_release() -> None:
     ("classes", "tasks", "choices"), [(10, 3, "1, 2, 5, 10"), (6, 4, "1, 2, 3, 6"), (2, 5, "1, 2")]
 )
 def test_labels_that_do_not_divide_are_refused_with_the_choices(classes: int, tasks: int, choices: str) -> None:
-    message = rf"'split-digits': {classes} labels do not divide evenly among {tasks} tasks; choose tasks = {choices}$"
+    message = rf"'split-digits': {classes} labels do not divide evenly among {tasks} tasks; choose tasks = {choices}, or say with labels"
     with pytest.raises(ValueError, match=message):
         split(tasks).heads([made([1] * classes)] * tasks)
 
