@@ -212,8 +212,6 @@ class Scenario:
         """What determines the tasks, for run keys."""
         spec = dataclasses.asdict(self)
         del spec["name"]
-        if not self.labels:  # as keys were before tasks could differ in size
-            del spec["labels"]
         return spec | {"data": self._versions}
 
     @functools.cached_property

@@ -46,7 +46,8 @@ Rule = Callable[[Any, Params, Tensor, Phi], Form]
 """Layer, its buffers, its input and φ -> the closed form."""
 
 PROBE = 8  # samples on which each closed form is compared with automatic differentiation
-CHUNK = 64  # samples whose gradients `vmap(grad)` holds at once, of all runs together
+# What `vmap(grad)` holds at once, of all runs together: gradients of so many samples, and so many values of them.
+CHUNK, HELD = 64, 2**26
 
 
 def _linear(layer: nn.Module, own: Params, a: Tensor, phi: Phi) -> Form:
@@ -405,9 +406,12 @@ def _differentiated(
         per_sample: Params = vmap(grad(loss), in_dims=(None, 0, 0))(own, xs, vs)
         return {k: phi(g).sum(0) for k, g in per_sample.items()}
 
-    some = max(CHUNK // networks.runs, 1)
-    parts = [summed(xs, vs) for xs, vs in zip(x.split(some), v.split(some), strict=True)]
-    return {k: torch.stack([p[k] for p in parts]).sum(0) for k in own}
+    values = networks.runs * sum(p.numel() for p in own.values())
+    some = max(min(CHUNK // networks.runs, HELD // values), 1)
+    total: Params = {}
+    for xs, vs in zip(x.split(some), v.split(some), strict=True):
+        total = _added(total, summed(xs, vs))
+    return total
 
 
 def _single_calls(networks: Networks, x: Tensor, names: set[str]) -> dict[str, tuple[int, ...]]:
