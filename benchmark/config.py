@@ -322,7 +322,9 @@ def _entries(path: str, written: dict[str, Any], train: dict[str, Any], errors: 
             errors.append(f"{path}: {error}")
             continue
         if recipe:
-            found.append(Entry(_label(written["name"], strategy, chosen), written["name"], strategy, recipe))
+            # What the file says, and λ always.
+            always = {"lam": strategy.options()["lam"]} if "lam" in strategy.hyperparameters() else {}
+            found.append(Entry(label(written["name"], chosen | always), written["name"], strategy, recipe))
     return found
 
 
@@ -368,11 +370,13 @@ def _strategy_table(cls: type[Strategy]) -> type[BaseModel]:
     return table
 
 
-def _label(name: str, strategy: Strategy, chosen: dict[str, Any]) -> str:
-    """`ewc[estimator=notebook,lam=10000]`: what the file says, and λ always."""
-    shown = dict(chosen)
-    if "lam" in strategy.hyperparameters():
-        shown["lam"] = strategy.options()["lam"]
+def label(name: str, shown: dict[str, Any]) -> str:
+    """`ewc[estimator=notebook,lam=10000]`.
+
+    Args:
+        name: of the strategy.
+        shown: what tells it from others, by name.
+    """
     listed = ",".join(f"{k}={_short(v)}" for k, v in sorted(shown.items()))
     return f"{name}[{listed}]" if listed else name
 

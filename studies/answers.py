@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from tabulate import tabulate
 
 from benchmark.intervals import NONE, mean_interval, number, percent
-from studies import frames, objectives, places, plasticity
+from studies import frames, objectives, places, plasticity, ranges
 from studies.final import Tested
 from studies.places import SEEDS
 from studies.search import Searcher
@@ -104,11 +104,15 @@ def _at_an_end(searcher: Searcher, best: FrozenTrial) -> Iterator[str]:
             scale = math.log if distribution.log else float
             low, value, high = (scale(v) for v in (distribution.low, best.params[name], distribution.high))
             place = (value - low) / (high - low) if high > low else 0.5
-            if not AT_AN_END < place < 1 - AT_AN_END:
-                end, bounds = ("lower" if place < 0.5 else "upper"), f"{distribution.low:g} to {distribution.high:g}"
+            least, most = ranges.bounds(searcher.search.fixed, name)
+            # A range from 0 is searched over decades: what is small on its scale need not be near its end.
+            lower = place <= AT_AN_END and distribution.low > least and distribution.low != 0
+            upper = place >= 1 - AT_AN_END and distribution.high < most
+            if lower or upper:
                 yield (
-                    f"{searcher.search.label}: {name} = {best.params[name]:.3g} is at the {end} end of its range, "
-                    f"{bounds}; a better one may lie beyond"
+                    f"{searcher.search.label}: {name} = {best.params[name]:.3g} is at the "
+                    f"{'lower' if lower else 'upper'} end of its range, {distribution.low:g} to "
+                    f"{distribution.high:g}; a better one may lie beyond"
                 )
 
 

@@ -46,8 +46,8 @@ def opened(url: str, make: Callable[[dict[str, Any]], RDBStorage]) -> RDBStorage
         options["pool_pre_ping"] = True
     elif "timeout" not in make_url(url).query:
         options["connect_args"] = {"timeout": TURN}
-    if url.startswith("postgresql"):
-        options["connect_args"] = {"connect_timeout": 10}
+    if url.startswith("postgresql") and make_url(url).get_driver_name().startswith("psycopg"):
+        options["connect_args"] = {"connect_timeout": 10}  # others have other words for it
     found = _made(lambda: make(options))
     if url.startswith("sqlite"):
         _one_writer(found.engine)
@@ -105,7 +105,8 @@ def _no_long_pause(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:
         # Said here and not as an option of the connection, which poolers such as PgBouncer refuse.
-        connection.execute(f"SET idle_in_transaction_session_timeout = {1000 * PAUSE:.0f}")
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {1000 * PAUSE:.0f}")
         connection.commit()
 
     engine.dispose()  # of connections that were made before
@@ -117,10 +118,15 @@ def lost(error: BaseException | None) -> bool:
         # The second is what Optuna leaves of the first, where it reads trials in another way after an error.
         if (isinstance(error, DBAPIError) and error.connection_invalidated) or isinstance(error, PendingRollbackError):
             return True
-        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _GIVEN_WAY:
+        if isinstance(error, DBAPIError) and _state(error) in _GIVEN_WAY:
             return True
         error = error.__cause__
     return False
+
+
+def _state(error: DBAPIError) -> str | None:
+    """SQLSTATE, by the names that psycopg and psycopg2 have for it."""
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
 
 
 def wait_for(engine: Engine, say: Callable[[str], None]) -> None:

@@ -50,11 +50,11 @@ class Delivery:
     Args:
         tracker: None delivers nothing.
         study: whose trials.
-        presentation: how they look there; None leaves out colours, figures and tables.
+        presentation: how they look there.
         say: takes one line for each thing worth knowing.
     """
 
-    def __init__(self, tracker: Tracker | None, study: Study, presentation: Presentation | None, say: Say) -> None:
+    def __init__(self, tracker: Tracker | None, study: Study, presentation: Presentation, say: Say) -> None:
         self._tracker, self._study, self._presentation, self._say = tracker, study, presentation, say
         self._started, self._opened = time.time(), False
         self._batches: dict[int, float] = {}  # when each was asked
@@ -74,7 +74,7 @@ class Delivery:
         """
 
         def call(tracker: Tracker) -> None:
-            about = self._trial(searcher, trial, seeds, records, searcher.ended)
+            about = self._trial(searcher, trial, seeds, records)
             if nested := tracker.deliver_trials([about], self._colours()).get(about.key):
                 searcher.note(trial, MLFLOW_RUNS, [nested[s["run_key"]] for s in seeds if s["run_key"] in nested])
 
@@ -116,9 +116,10 @@ class Delivery:
         """Every trial that ended, as it is logged; or those alone whose runs are all among the records."""
         found = []
         for searcher in searchers:
-            ended = searcher.ended
-            listed = [t for t in ended if not own or all(seed["run_key"] in records for seed in t.user_attrs[SEEDS])]
-            found += [self._trial(searcher, t, t.user_attrs[SEEDS], records, ended) for t in listed]
+            for trial in searcher.ended:
+                seeds = trial.user_attrs[SEEDS]
+                if not own or all(seed["run_key"] in records for seed in seeds):
+                    found.append(self._trial(searcher, trial, seeds, records))
         return found
 
     def close(
@@ -161,7 +162,7 @@ class Delivery:
         elsewhere = storage.seconds
         try:
             if not self._opened:
-                self._tracker.open(_settings(self._study, searchers[0]), self._started)
+                self._tracker.open(_settings(self._study), self._started)
                 self._opened = True
             call(self._tracker)
         except TrackingError as error:
@@ -174,11 +175,9 @@ class Delivery:
         return [search.label for search in self._study.searches]
 
     def _colours(self) -> dict[str, str]:
-        return self._presentation.colours(self._labels()) if self._presentation else {}
+        return self._presentation.colours(self._labels())
 
     def _contents(self, searchers: Sequence[Searcher], records: Mapping[str, Record]) -> Mapping[str, Any]:
-        if self._presentation is None:
-            return {}
         return self._presentation.contents(
             frames.every(searchers, records),
             {name: objectives.direction(name) for name in self._study.objectives},
@@ -191,12 +190,7 @@ class Delivery:
         return dataclasses.replace(record, strategy=label, fields=fields)
 
     def _trial(
-        self,
-        searcher: Searcher,
-        trial: optuna.Trial | FrozenTrial,
-        seeds: Seeds,
-        records: Mapping[str, Record],
-        ended: Sequence[FrozenTrial],
+        self, searcher: Searcher, trial: optuna.Trial | FrozenTrial, seeds: Seeds, records: Mapping[str, Record]
     ) -> tracking.Trial:
         label, state = searcher.search.label, frames.state(seeds)
         fixed = {k: v for k, v in searcher.search.fixed.items() if k != "name"}
@@ -204,7 +198,7 @@ class Delivery:
         params |= {"phase": "tuning", "protocol": self._study.protocol, "scenario": self._study.tuning.name}
         params |= {"objective": ", ".join(self._study.objectives)}
         return tracking.Trial(
-            key=_key(searcher, trial, seeds, ended),
+            key=_key(searcher, trial, seeds),
             name=f"{label} trial {trial.number}",
             status="finished" if state == "complete" else state,
             reason=trial.user_attrs.get(REASON, "") or reason(seeds),
@@ -224,13 +218,10 @@ class Delivery:
         return self._batches.setdefault(batch, asked) + turn / 1000
 
 
-def _key(searcher: Searcher, trial: optuna.Trial | FrozenTrial, seeds: Seeds, ended: Sequence[FrozenTrial]) -> str:
+def _key(searcher: Searcher, trial: optuna.Trial | FrozenTrial, seeds: Seeds) -> str:
     """Identifies a trial by what was tried: one asked again after a kill -9 has another number, and its place."""
-    place = trial.user_attrs.get(PLACE)
-    if place is not None:
-        return digest([searcher.optuna.study_name, trial.params, [s["run_key"] for s in seeds], "place", place])
-    alike = [t for t in ended if t.number < trial.number and t.params == trial.params]
-    return digest([searcher.optuna.study_name, trial.params, [s["run_key"] for s in seeds], len(alike)])
+    runs, place = [seed["run_key"] for seed in seeds], trial.user_attrs[PLACE]
+    return digest([searcher.optuna.study_name, trial.params, runs, "place", place])
 
 
 def _ended(trial: optuna.Trial | FrozenTrial) -> float:
@@ -282,11 +273,11 @@ def _axes(study: Study) -> views.Axes:
     )
 
 
-def _settings(study: Study, searcher: Searcher) -> dict[str, str]:
+def _settings(study: Study) -> dict[str, str]:
     """Params of the overview: those that no command may change when it continues the study."""
     described = [study.description(search) for search in study.searches]
     return {
-        "study": searcher.optuna.study_name.removesuffix(f"/{searcher.search.label}"),
+        "study": study.name,
         "protocol": study.protocol,
         "objective": ", ".join(study.objectives),
         "sampler": study.table.sampler,

@@ -36,7 +36,7 @@ class Final:
     def __init__(self, searchers: Sequence[Searcher], runs: str, driver: Driver) -> None:
         self._searchers, self._runs, self._driver = searchers, runs, driver
         self.storage = searchers[0].storage
-        self._name = f"{searchers[0].optuna.study_name.removesuffix(searchers[0].search.label)}final evaluation"
+        self._name = f"{searchers[0].study.name}/final evaluation"
         self._claims: Claims | None = None
         self._held: int | None = None
 

@@ -20,7 +20,7 @@ from studies.spec import Study
 
 LOST = ("failed", "diverged", "pruned")
 """States of a trial without a value, the gravest first."""
-FEW = 10  # trials that importance says nothing about
+FEW = 10  # complete trials that importance wants at least
 TOP = 5  # trials that at least count as good, where a tenth of all are fewer
 
 

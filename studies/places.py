@@ -59,7 +59,7 @@ def free(trials: Sequence[FrozenTrial], budget: int, batch: int) -> list[int]:
         batch: how many belong together.
     """
     held = holders(trials)
-    found = [p for p in _places(trials, budget) if p not in held or waits(held[p]) or abandoned(held[p])]
+    found = [p for p in range(budget) if p not in held or waits(held[p]) or abandoned(held[p])]
     return [place for place in found if place // batch == found[0] // batch]
 
 
@@ -71,12 +71,7 @@ def spent(trials: Sequence[FrozenTrial], budget: int) -> bool:
         budget: places there are.
     """
     held = holders(trials)
-    return all(place in held and counts(held[place]) for place in _places(trials, budget))
-
-
-def _places(trials: Iterable[FrozenTrial], budget: int) -> range:
-    older = sum(PLACE not in trial.user_attrs and counts(trial) for trial in trials)  # of a version without places
-    return range(older, budget)
+    return all(place in held and counts(held[place]) for place in range(budget))
 
 
 def seconds(trials: Iterable[FrozenTrial]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ def read(path: str, written: dict[str, Any], errors: list[str]) -> tuple[Search,
     fixed = {k: v for k, v in written.items() if k not in asked}
     if cls and not ranges:
         errors.append(f"{path}: nothing to search; give a range such as lam = {{low = 1.0, high = 1e7, log = true}}")
-    return Search(_label(fixed), fixed, space), ends
+    return Search(_label(fixed, {}), fixed, space), ends
 
 
 def told_apart(searches: list[Search]) -> list[Search]:
@@ -65,15 +66,14 @@ def told_apart(searches: list[Search]) -> list[Search]:
     for search in searches:
         alike = [other.space for other in searches if other.label == search.label]
         own = {key: "searched" for key in search.space if not all(key in space for space in alike)}
-        told.append(dataclasses.replace(search, label=_label({**search.fixed, **own})))
+        told.append(dataclasses.replace(search, label=_label(search.fixed, own)))
     return told
 
 
-def _label(shown: dict[str, Any]) -> str:
-    """`ewc[estimator=exact]`."""
-    listed = ",".join(f"{k}={v}" for k, v in shown.items() if k != "name")
-    name = str(shown.get("name", ""))
-    return f"{name}[{listed}]" if listed else name
+def _label(fixed: dict[str, Any], own: dict[str, str]) -> str:
+    """`ewc[estimator=exact]`: what is fixed, and what else tells it apart."""
+    shown = {k: v for k, v in fixed.items() if k != "name"} | own
+    return config.label(str(fixed.get("name", "")), shown)
 
 
 def _words(distribution: BaseDistribution) -> str:
@@ -90,6 +90,18 @@ def strategy(written: dict[str, Any]) -> type[Strategy] | None:
         return registry.get(str(written.get("name")))
     except ValueError:
         return None  # said where the experiment is checked
+
+
+def bounds(written: dict[str, Any], name: str) -> tuple[float, float]:
+    """The smallest and the largest value that a strategy's field may have; infinite where it says none.
+
+    Args:
+        written: the strategy's table.
+        name: of the field.
+    """
+    declared = {f.name: f.metadata for f in dataclasses.fields(cls)} if (cls := strategy(written)) else {}
+    found: Mapping[str, float] = declared.get(name, {})
+    return found.get("low", -math.inf), found.get("high", math.inf)
 
 
 def _declared(cls: type[Strategy] | None, written: dict[str, Any]) -> dict[str, Any]:

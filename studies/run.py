@@ -128,13 +128,13 @@ def run(
     out: Path,
     storage: str | BaseStorage | Storage,
     device: torch.device,
+    presentation: Presentation,
     resume: bool = False,
     data_dir: Path | None = None,
     say: Say = lambda line: None,
     planned: Planned = lambda plan, tasks: None,
     listener: harness.Listener | None = None,
     tracker: Tracker | None = None,
-    presentation: Presentation | None = None,
     executor: Executor | None = None,
     largest: int | None = None,
 ) -> Outcome:
@@ -145,13 +145,13 @@ def run(
         out: runs go to `out/<name>/`, as those of an experiment do.
         storage: see `Storage.of`.
         device: where to train.
+        presentation: how the study looks in the tracker.
         resume: continue a study of that name, or join the drivers that are at work on it.
         data_dir: as for `data.load`.
         say: takes one line for each thing worth knowing.
         planned: called before each batch trains, with what will be trained and on which images.
         listener: hears about progress, from several threads.
         tracker: where trials and tests are logged; None keeps them on disk and in the storage only.
-        presentation: how the study looks there.
         executor: where stacks run; None: in this process.
         largest: most runs a stack may hold; None to decide by memory.
 

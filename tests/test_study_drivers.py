@@ -28,9 +28,10 @@ from studies import claims, databases, places, waiting
 from studies import storage as storages
 from studies.drivers import Driver
 from studies.final import Final
+from studies.grid import grid
 from studies.places import DRIVER, PLACE, REASON, SEEDS
 from studies.pruning import GivenUp
-from studies.search import Searcher, grid
+from studies.search import Searcher
 from studies.storage import Storage
 from tests.test_study_run import go
 from tests.test_study_search import quality, seed
@@ -129,11 +130,6 @@ def test_the_places_to_fill_are_those_of_the_first_batch_that_has_any() -> None:
     assert places.free([*done, trial_at(4, 2)], 8, 4) == [4, 5, 6, 7]
     assert places.free([*done, trial_at(4, 2)], 6, 4) == [4, 5]
     assert places.free([*done, trial_at(4, 2)], 4, 4) == [] and not places.spent([*done, trial_at(4, 2)], 4)
-
-
-def test_trials_that_count_without_a_place_use_up_the_budget_too() -> None:
-    older = [trial_at(n, None, TrialState.COMPLETE, **FILLED) for n in range(3)]
-    assert places.free(older, 4, 2) == [3] and places.spent(older, 3)
 
 
 # Whether a driver is gone

@@ -71,6 +71,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from benchmark.results import Store
+from reports import studies as presentation
 from studies import run, spec
 
 content, out, storage, after = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -84,7 +85,7 @@ def killing(self, results):
 
 Store.add = killing
 (study,) = spec.parse(content)
-run.run(study, out=out, storage=storage, device=torch.device("cpu"))
+run.run(study, out=out, storage=storage, device=torch.device("cpu"), presentation=presentation)
 """
 
 

@@ -28,6 +28,7 @@ from benchmark.results import METRICS
 from benchmark.runs import Result, Run
 from benchmark.scenarios import Scenario
 from benchmark.terminal import study_table
+from reports import studies as presentation
 from strategies import EWC, FinishedTask, Params
 from studies import objectives, spec
 from studies import run as studying
@@ -84,7 +85,9 @@ class Done:
 
 def go(study: Study, out: Path, storage: Any = None, said: list[str] | None = None, **options: Any) -> Done:
     storage, said = storage or InMemoryStorage(), [] if said is None else said
-    outcome = studying.run(study, out=out, storage=storage, device=CPU, say=said.append, **options)
+    outcome = studying.run(
+        study, out=out, storage=storage, device=CPU, presentation=presentation, say=said.append, **options
+    )
     return Done(study, outcome, storage, said)
 
 

@@ -20,8 +20,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from studies import answers, objectives, samplers, spec
+from studies.grid import DECADES, grid
 from studies.pruning import GivenUp
-from studies.search import DECADES, Searcher, StudyError, free_name, grid
+from studies.search import Searcher, StudyError, free_name
 from studies.spec import Search
 from tests.test_end_to_end import environment
 from tests.test_study_spec import changed, made
@@ -509,3 +510,22 @@ def test_a_choice_at_an_end_of_its_range_is_said_to_be(lam: float, end: str) -> 
     best = optuna.trial.create_trial(params={"lam": lam}, distributions=asker.search.space, value=0.5)
     said = f"ewc: lam = {lam:.3g} is at the {end} end of its range, 1 to 1e+06; a better one may lie beyond"
     assert list(answers._at_an_end(asker, best)) == ([said] if end else [])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "params", "ends"),
+    [
+        ({"name": "l2", "lam": {"low": 0.0, "high": 100.0}}, {"lam": 1.0}, []),  # searched over decades
+        ({"name": "l2", "lam": {"low": 0.0, "high": 100.0}}, {"lam": 0.0}, []),
+        ({"name": "l2", "lam": {"low": 0.0, "high": 100.0}}, {"lam": 100.0}, ["upper"]),
+        ({"name": "ewc", "lam": 1.0, "decay": {"low": 0.0, "high": 1.0}}, {"decay": 1.0}, []),  # γ cannot be more
+        ({"name": "ewc", "lam": 1.0, "decay": {"low": 0.5, "high": 0.9}}, {"decay": 0.9}, ["upper"]),
+        ({"name": "ewc", "lam": 1.0, "decay": {"low": 0.5, "high": 0.9}}, {"decay": 0.5}, ["lower"]),
+    ],
+)
+def test_nothing_better_lies_beyond_the_end_of_what_there_is(
+    strategy: dict[str, Any], params: dict[str, float], ends: list[str]
+) -> None:
+    asker = searcher(ranges=strategy)
+    best = optuna.trial.create_trial(params=params, distributions=asker.search.space, value=0.5)
+    assert [said.partition(" end of its range")[0].split()[-1] for said in answers._at_an_end(asker, best)] == ends

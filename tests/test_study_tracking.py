@@ -24,6 +24,7 @@ from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
 from studies import objectives, plasticity
 from studies.delivery import Delivery
+from studies.places import PLACE
 from studies.storage import Storage
 from tests.synthetic_study import EWC, GIVEN_UP, L2, SEEDS, TASKS, Played, matrix, play, study
 
@@ -404,8 +405,8 @@ def test_two_trials_of_one_setting_are_two(place: Place) -> None:
     played = play(study(EWC, trials=2, batch=2))
     (searcher,) = played.searchers
     delivery = place.delivery(played)
-    searcher.optuna.enqueue_trial({"lam": 10.0})
-    searcher.optuna.enqueue_trial({"lam": 10.0})
+    for n in (2, 3):
+        searcher.optuna.enqueue_trial({"lam": 10.0}, user_attrs={PLACE: n})
     for trial in [searcher.optuna.ask(searcher.search.space) for _ in range(4)][2:]:
         assert trial.params == {"lam": 10.0}
         seeds = played.seeds(searcher, trial)
