@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,15 +51,25 @@ class Outcome:
 
     def failed(self) -> str:
         """How many runs failed, and why; empty if none did."""
-        reasons = Counter(r.reason for r in self.records if r.status == "failed")
-        if not reasons:
-            return ""
-        said = f"{reasons.total()} of {len(self.records)} runs failed; the same command tries them again"
-        return "\n  ".join([f"{said}:", *(f"{reason} ({many} runs)" for reason, many in reasons.most_common())])
+        failed = sum(r.status == "failed" for r in self.records)
+        said = f"{failed} of {len(self.records)} runs failed; the same command tries them again"
+        return with_reasons(said, self.records) if failed else ""
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Tidy `runs` and `accuracy`, see `reports.load`."""
         return frames(self.records)
+
+
+def with_reasons(said: str, records: Iterable[Record]) -> str:
+    """A sentence, and below it why runs failed, as far as it is known.
+
+    Args:
+        said: the sentence.
+        records: of runs, also of some that did not fail.
+    """
+    reasons = Counter(record.reason for record in records if record.status == "failed")
+    listed = [f"{reason} ({many} run{'s' * (many > 1)})" for reason, many in reasons.most_common()]
+    return "\n  ".join([f"{said}:" if listed else said, *listed])
 
 
 def frames(records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from benchmark.experiment import with_reasons
 from benchmark.results import Record
 from studies import frames
 from studies.places import SEEDS
@@ -26,7 +26,7 @@ def of_trials(searcher: Searcher, records: Mapping[str, Record]) -> str:
         f"all {failed} trials failed" if failed == len(told) else f"no trial ended well, {failed} of {len(told)} failed"
     )
     said = f"{searcher.search.label}: {many}, so no setting of it was tested; --new starts another study"
-    return _with_reasons(said, (records[s["run_key"]] for seeds in told for s in seeds if s["run_key"] in records))
+    return with_reasons(said, (records[s["run_key"]] for seeds in told for s in seeds if s["run_key"] in records))
 
 
 def of_tests(tested: Mapping[str, Sequence[Record]]) -> str:
@@ -40,10 +40,4 @@ def of_tests(tested: Mapping[str, Sequence[Record]]) -> str:
     if not failed:
         return ""
     said = f"{failed} of {len(runs)} test runs failed; the same command with --resume tries them again"
-    return _with_reasons(said, runs)
-
-
-def _with_reasons(said: str, runs: Iterable[Record]) -> str:
-    reasons = Counter(record.reason for record in runs if record.status == "failed")
-    listed = [f"{reason} ({many} run{'s' if many > 1 else ''})" for reason, many in reasons.most_common()]
-    return "\n  ".join([f"{said}:" if listed else said, *listed])
+    return with_reasons(said, runs)

@@ -608,8 +608,7 @@ def test_a_larger_budget_is_evaluated_anew(tested: list[tuple[str, int]], tmp_pa
     first = go(made({"trials": 2, "batch": 2}), tmp_path, storage)
     more = go(made({"trials": 6, "batch": 2}), tmp_path, storage, resume=True)
     assert more.answer.trials == {"complete": 6}
-    if more.answer.params != first.answer.params:
-        assert more.answer.tested != first.answer.tested
+    assert (more.answer.tested == first.answer.tested) == (more.answer.params == first.answer.params)
 
 
 @KINDS
