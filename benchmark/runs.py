@@ -24,7 +24,7 @@ RESERVED = frozenset(
     | {"model", "model_version", "strategy_name", "strategy_version", "protocol", "phase"}
 )
 """Columns of results and params of runs that say what a run is, beside its recipe and its strategy's fields."""
-NUMERICS = 6  # raised when a change of the code changes results, so that old results are not taken for new ones
+NUMERICS = 7  # raised when a change of the code changes results, so that old results are not taken for new ones
 
 
 @dataclass(frozen=True)

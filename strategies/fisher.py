@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from strategies.base import MASKED, Params
-from strategies.persample import check_samples_apart, squared_gradients
+from strategies.persample import Cotangents, check_samples_apart, squared_gradients
 from strategies.stack import FinishedTasks, Networks, lift
 
 Estimator = Literal["exact", "sampled", "empirical", "batched", "notebook"]
@@ -67,7 +67,7 @@ def diagonal(
             less than one a batch; or a layer that mixes samples.
     """
     check(model, x, y, estimator, samples, batch_size)
-    task = FinishedTasks.of(x, torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y, generator)
+    task = finished(x, y, generator)
     with evaluating(model):
         found = diagonals(Networks.of(model), task, estimator=estimator, batch_size=batch_size, samples=samples)
     return {k: v[0] for k, v in found.items()}
@@ -96,19 +96,40 @@ def diagonals(
     Raises:
         ValueError: a layer that mixes samples.
     """
-    chunk = batch_size or chunk_of(networks)
     if estimator == "batched":
         return _batched(networks, task, batch_size or 100)
     if estimator == "notebook":
         return _notebook(networks, task, batch_size or 100)
+    of, extra, draws = cotangents(networks, task, estimator, samples)
+    sums = squared_gradients(networks, task, of, *extra, chunk=batch_size or chunk_of(networks))
+    return mean(sums, draws * task.counts)
+
+
+def cotangents(
+    networks: Networks, task: FinishedTasks, estimator: Literal["exact", "sampled", "empirical"], samples: int
+) -> tuple[Cotangents, tuple[Tensor, ...], int]:
+    """√weight · ∂ log p(y|x)/∂ logits for each y that an estimator takes into account.
+
+    Args:
+        networks: in eval mode.
+        task: their data.
+        estimator: as for `diagonal`, like the other.
+        samples: labels drawn a sample by `sampled`, for all samples at once: they do not depend on the chunk.
+
+    Returns:
+        The cotangents; what they take beside outputs and labels; and over how many labels a sample their squares are
+        to be averaged.
+    """
     if estimator == "exact":
-        cotangents = functools.partial(_of_every_label, _competing(networks, task))
-        return mean(squared_gradients(networks, task, cotangents, chunk=chunk), task.counts)
+        return functools.partial(_of_every_label, _competing(networks, task)), (), 1
     if estimator == "sampled":
-        uniform = _uniform(task, samples)
-        sums = squared_gradients(networks, task, _of_drawn_labels, uniform, chunk=chunk)
-        return mean(sums, samples * task.counts)
-    return mean(squared_gradients(networks, task, _of_the_label, chunk=chunk), task.counts)
+        return _of_drawn_labels, (_uniform(task, samples),), samples
+    return _of_the_label, (), 1
+
+
+def finished(x: Tensor, y: Tensor | None, generator: torch.Generator | None) -> FinishedTasks:
+    """Data of a stack of one; labels 0 where there are none."""
+    return FinishedTasks.of(x, torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y, generator)
 
 
 def chunk_of(networks: Networks) -> int:
@@ -243,7 +264,13 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
 
 
 def check(
-    model: nn.Module, x: Tensor, y: Tensor | None, estimator: str, samples: int, batch_size: int | None = None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    estimator: str,
+    samples: int,
+    batch_size: int | None = None,
+    known: tuple[str, ...] = ESTIMATORS,
 ) -> None:
     """Refuse arguments of `diagonal` that make no sense together.
 
@@ -254,12 +281,13 @@ def check(
         estimator: name.
         samples: labels drawn a sample.
         batch_size: samples a batch, or None.
+        known: names of the estimators there are.
 
     Raises:
         ValueError: with what was expected and what came.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if estimator not in known:
+        raise ValueError(f"estimator: expected one of {', '.join(known)}, got {estimator!r}")
     if len(x) == 0:
         raise ValueError("x: expected at least one sample, got none")
     if y is None and estimator not in {"exact", "sampled"}:

@@ -22,9 +22,8 @@ References:
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, get_args
 
@@ -34,16 +33,14 @@ from torch import Tensor, nn
 
 from strategies import fisher
 from strategies.base import Params
-from strategies.persample import PROBE, Call, recorded
+from strategies.persample import PROBE, Call, Cotangents, recorded
+from strategies.stack import Networks
 
 Estimator = Literal["exact", "sampled", "empirical"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 CHUNK = 1000  # samples a pass: bounds memory, changes nothing else
 PATCHES = 1 << 24  # values of unfolded patches held at once, likewise
-
-Cotangents = Callable[[slice, Tensor], Iterable[Tensor]]
-"""A slice of the samples and their probabilities (n, C) -> √weight · ∂ log p(y|x)/∂ logits (n, C), for each y."""
 
 
 class Factors(NamedTuple):
@@ -104,7 +101,6 @@ def factors(
     estimator: Estimator = "sampled",
     draws: int = 1,
     generator: torch.Generator | None = None,
-    chunk: int = CHUNK,
 ) -> Factors:
     """Kronecker factors of every Linear and Conv2d layer of a classifier.
 
@@ -115,24 +111,20 @@ def factors(
         estimator: see the module's docstring.
         draws: labels drawn a sample by `sampled`, averaged.
         generator: source of those labels, on the CPU. None takes PyTorch's default generator.
-        chunk: samples a pass.
 
     Raises:
         ValueError: unknown estimator, missing or misshapen labels, no samples, a layer that mixes samples, or one whose
             weight has two or four dimensions and no Kronecker factors.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    fisher.check(model, x, y, estimator, draws)
+    fisher.check(model, x, y, estimator, draws, known=ESTIMATORS)
+    task = fisher.finished(x, y, generator)
     with fisher.evaluating(model):
         names = _checked_layers(model, x[:PROBE])
-        cotangents = _cotangents(estimator, x, y, draws, generator)
-        parts = (
-            _sums(model, x[here], names, functools.partial(cotangents, here))
-            for here in (slice(start, start + chunk) for start in range(0, len(x), chunk))
-        )
+        cotangents, extra, draws = fisher.cotangents(Networks.of(model), task, estimator, draws)
+        given = [t[0].split(CHUNK) for t in (task.y, *extra)]
+        parts = (_sums(model, names, cotangents, *some) for some in zip(x.split(CHUNK), *given, strict=True))
         total = functools.reduce(_added, parts)
-    return Factors(_mean(total.a, len(x)), _mean(total.g, len(x)))
+    return Factors(_mean(total.a, len(x)), _mean(total.g, len(x) * draws))
 
 
 def rest(
@@ -159,37 +151,8 @@ def _is_weight(name: str) -> bool:
     return name == "weight" or name.endswith(".weight")
 
 
-def _cotangents(
-    estimator: Estimator, x: Tensor, y: Tensor | None, draws: int, generator: torch.Generator | None
-) -> Cotangents:
-    """∂ log p(y|x)/∂ logits is onehot(y) − p: zero for a masked output, whose p is zero and which is never y."""
-    if estimator == "sampled":
-        # Drawn for all samples at once, so that the labels do not depend on the chunk.
-        uniform = torch.rand(draws, len(x), dtype=torch.float64, generator=generator).to(x.device)
-
-    def exact(here: slice, p: Tensor) -> Generator[Tensor, None, None]:
-        for c in range(p.shape[1]):
-            weight = p[:, c, None]
-            if weight.any():  # an output masked for all has nothing to add
-                yield weight.sqrt() * _residual(torch.full((len(p),), c, device=p.device), p)
-
-    def sampled(here: slice, p: Tensor) -> Generator[Tensor, None, None]:
-        for drawn in fisher.labels(p, uniform[:, here]):
-            yield _residual(drawn, p) / math.sqrt(draws)
-
-    def empirical(here: slice, p: Tensor) -> Generator[Tensor, None, None]:
-        if y is not None:
-            yield _residual(y[here], p)
-
-    return {"exact": exact, "sampled": sampled, "empirical": empirical}[estimator]
-
-
-def _residual(y: Tensor, p: Tensor) -> Tensor:
-    return F.one_hot(y, p.shape[1]).to(p.dtype) - p
-
-
-def _sums(model: nn.Module, x: Tensor, names: list[str], cotangents: Callable[[Tensor], Iterable[Tensor]]) -> Factors:
-    """Sums over samples of Σₜ aaᵀ and 1/T Σₜ ggᵀ."""
+def _sums(model: nn.Module, names: list[str], cotangents: Cotangents, x: Tensor, *given: Tensor) -> Factors:
+    """Sums over samples of Σₜ aaᵀ and 1/T Σₜ ggᵀ, from inputs, labels and what else cotangents take."""
     a, g = zeros(dict(model.named_parameters()), names)
     with torch.enable_grad(), recorded(model, set(names)) as calls:
         logits = model(x)
@@ -197,7 +160,7 @@ def _sums(model: nn.Module, x: Tensor, names: list[str], cotangents: Callable[[T
     for call in calls:
         for rows in _inputs(call):
             a[call.name] += rows.mT @ rows
-    for v in cotangents(logits.detach().softmax(1)):
+    for v in cotangents(logits.detach(), *given):
         for call, rows in zip(calls, _gradients(logits, calls, v), strict=True):
             g[call.name] += rows.mT @ rows * (len(x) / len(rows))
     return Factors(a, g)

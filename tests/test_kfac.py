@@ -223,11 +223,12 @@ def test_sampled_is_unbiased_for_exact(case):
 @pytest.mark.parametrize("estimator", kfac.ESTIMATORS)
 def test_the_chunk_changes_nothing(case, estimator, monkeypatch):
     model, x, y = case
-    monkeypatch.setattr(kfac, "PATCHES", 500)
-    whole, parts = (
-        kfac.factors(model, x, y, estimator=estimator, generator=torch.Generator().manual_seed(1), chunk=chunk)
-        for chunk in (1000, 7)
-    )
+    found = []
+    for chunk, patches in ((1000, 1 << 24), (7, 500)):
+        monkeypatch.setattr(kfac, "CHUNK", chunk)
+        monkeypatch.setattr(kfac, "PATCHES", patches)
+        found.append(kfac.factors(model, x, y, estimator=estimator, generator=torch.Generator().manual_seed(1)))
+    whole, parts = found
     agree(parts.a, whole.a)
     agree(parts.g, whole.g)
 
