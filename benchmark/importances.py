@@ -12,7 +12,7 @@ from benchmark.keys import generator
 from benchmark.learner import Learner, check_like
 from benchmark.runs import Run
 from strategies.base import Params, Strategy
-from strategies.fisher import LEAST
+from strategies.persample import LEAST
 
 
 def measure(

@@ -26,15 +26,11 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from strategies.base import MASKED, Params
-from strategies.persample import Cotangents, check_samples_apart, squared_gradients
+from strategies.persample import Cotangents, check_samples_apart, mean, squared_gradients
 from strategies.stack import FinishedTasks, Networks, lift
 
 Estimator = Literal["exact", "sampled", "empirical", "batched", "notebook"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
-
-# Samples a pass, of all runs together and of each at least, where the batch is not part of the definition: they bound
-# memory and change nothing else.
-CHUNK, LEAST = 2000, 500
 
 
 def diagonal(
@@ -101,7 +97,7 @@ def diagonals(
     if estimator == "notebook":
         return _notebook(networks, task, batch_size or 100)
     of, extra, draws = cotangents(networks, task, estimator, samples)
-    sums = squared_gradients(networks, task, of, *extra, chunk=batch_size or chunk_of(networks))
+    sums = squared_gradients(networks, task, of, *extra, chunk=batch_size)
     return mean(sums, draws * task.counts)
 
 
@@ -130,16 +126,6 @@ def cotangents(
 def finished(x: Tensor, y: Tensor | None, generator: torch.Generator | None) -> FinishedTasks:
     """Data of a stack of one; labels 0 where there are none."""
     return FinishedTasks.of(x, torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y, generator)
-
-
-def chunk_of(networks: Networks) -> int:
-    """Samples of each run a pass."""
-    return max(CHUNK // networks.runs, LEAST)
-
-
-def mean(sums: Params, counts: Tensor) -> Params:
-    """Sums (R, ...) over that many samples of each run, (R,), as means; written over."""
-    return {k: v.div_(counts.view(-1, *(1,) * (v.ndim - 1))) for k, v in sums.items()}
 
 
 # ∂ log p(y|x)/∂ logits is onehot(y) − p: zero for a masked output, whose p is zero and which is never y.

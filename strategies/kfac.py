@@ -33,7 +33,9 @@ from torch import Tensor, nn
 
 from strategies import fisher
 from strategies.base import Params
-from strategies.persample import PROBE, Call, Cotangents, recorded
+from strategies.calls import Call, recorded
+from strategies.closed_forms import names_of, patches
+from strategies.persample import PROBE, Cotangents
 from strategies.stack import Networks
 
 Estimator = Literal["exact", "sampled", "empirical"]
@@ -60,27 +62,21 @@ def layers(params: Mapping[str, Tensor]) -> list[str]:
     return [k.removesuffix("weight").removesuffix(".") for k in params if _is_weight(k) and params[k].ndim in {2, 4}]
 
 
-def own(params: Mapping[str, Tensor], layer: str) -> list[str]:
-    """Names of a layer's parameters: its weight, and its bias if it has one."""
-    prefix = f"{layer}." if layer else ""
-    return [k for k in (f"{prefix}weight", f"{prefix}bias") if k in params]
-
-
 def others(params: Mapping[str, Tensor]) -> list[str]:
     """Names of the parameters of no such layer."""
-    covered = {k for layer in layers(params) for k in own(params, layer)}
+    covered = {k for layer in layers(params) for k in names_of(params, layer)}
     return [k for k in params if k not in covered]
 
 
 def joined(params: Mapping[str, Tensor], layer: str) -> Tensor:
     """W = [weight, bias] of a layer, shape (outputs, inputs + 1), or (outputs, inputs) without a bias."""
-    weight, *bias = (params[k] for k in own(params, layer))
+    weight, *bias = (params[k] for k in names_of(params, layer))
     return torch.cat([weight.flatten(1), *(b[:, None] for b in bias)], dim=1)
 
 
 def parted(matrix: Tensor, params: Mapping[str, Tensor], layer: str) -> Params:
     """What `joined` joined, by name and shape of the layer's parameters, in tensors of their own."""
-    weight, *bias = own(params, layer)
+    weight, *bias = names_of(params, layer)
     inputs = params[weight][0].numel()
     part = {weight: matrix[:, :inputs].reshape(params[weight].shape)} | {k: matrix[:, inputs] for k in bias}
     return {k: v.contiguous() for k, v in part.items()}
@@ -183,10 +179,8 @@ def _inputs(call: Call) -> Generator[Tensor, None, None]:
         yield F.pad(_rows(layer, values), ones, value=1.0)
         return
     patch = layer.weight[0].numel() * call.y.shape[2:].numel()
-    padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
     for some in values.split(max(1, PATCHES // patch)):
-        unfolded = F.unfold(some, layer.kernel_size, layer.dilation, padding, layer.stride)
-        yield F.pad(unfolded.mT.flatten(0, 1), ones, value=1.0)
+        yield F.pad(patches(layer, some).mT.flatten(0, 1), ones, value=1.0)
 
 
 def _rows(layer: nn.Module, t: Tensor) -> Tensor:
@@ -253,7 +247,7 @@ def _unexplained(logits: Tensor, calls: list[Call], params: Mapping[str, Tensor]
     found: Params = {}
     for call, g in zip(calls, _gradients(logits, calls, v), strict=True):
         found |= parted(g.mT @ torch.cat(list(_inputs(call))), params, call.name)
-    trained = {k: name for name in names for k in own(params, name) if params[k].requires_grad}
+    trained = {k: name for name in names for k in names_of(params, name) if params[k].requires_grad}
     expected = torch.autograd.grad(logits, [params[k] for k in trained], v, allow_unused=True) if trained else ()
     tolerance = 1e-8 if p.dtype == torch.float64 else 1e-2  # TF32 convolutions differ by 1e-3
 

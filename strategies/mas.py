@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from strategies.base import MASKED, Params, hyper, option
-from strategies.fisher import chunk_of, mean
-from strategies.persample import absolute_gradients
+from strategies.persample import absolute_gradients, mean
 from strategies.quadratic import Quadratic
 from strategies.stack import FinishedTasks, Networks
 
@@ -42,4 +41,4 @@ class MAS(Quadratic):
 
     def measure_stack(self, networks: Networks, task: FinishedTasks) -> Params:
         """Ω on the task's training inputs."""
-        return mean(absolute_gradients(networks, task, twice_the_outputs, chunk=chunk_of(networks)), task.counts)
+        return mean(absolute_gradients(networks, task, twice_the_outputs), task.counts)

@@ -1,12 +1,7 @@
 """Sums over samples of per-sample gradients squared, or without their sign, in closed form where a layer has one.
 
-Σᵢ φ(∂ℓᵢ/∂θ), entry by entry, for φ(g) = g² or |g|: all that is asked of φ is φ(ab) = φ(a)φ(b). For a layer y = f(a; θ)
-with inputs aᵢ and loss gradients δᵢ = ∂ℓᵢ/∂yᵢ, both read off one forward and one backward pass:
-
-- Linear: the per-sample gradient is δᵢaᵢᵀ, so the sum is φ(δ)ᵀφ(a), one matrix product.
-- Conv2d: δᵢ times the unfolded patches of aᵢ, summed over positions, then φ.
-- BatchNorm (eval), LayerNorm, GroupNorm: δᵢ times the normalised input, summed over positions, then φ.
-- Embedding: rows of δᵢ summed a token, then φ.
+Σᵢ φ(∂ℓᵢ/∂θ), entry by entry, for φ(g) = g² or |g|: all that is asked of φ is φ(ab) = φ(a)φ(b). What goes into the
+closed forms, inputs of layers and loss gradients by their outputs, is read off one forward and one backward pass.
 
 Every other parameter, and every one whose closed form disagrees with automatic differentiation on a few samples (a
 layer called twice, a weight used behind its layer's back), takes chunked `vmap(grad)` instead.
@@ -18,185 +13,32 @@ Linear layer as well. Everything is written for one run and lifted over a stack 
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from strategies.base import Params
-from strategies.products import product
+from strategies.calls import moved, recorded
+from strategies.closed_forms import RULES, Form, Phi, names_of, supported
 from strategies.stack import FinishedTasks, Networks, lift
 
 Cotangents = Callable[..., Iterable[Tensor]]
 """Of one run: outputs (n, C), labels (n,) and what else comes with each sample (n, ...) -> gradients by the outputs,
 (n, C), one loss after the other."""
-Phi = Callable[[Tensor], Tensor]
-"""Entry by entry, with φ(ab) = φ(a)φ(b) and φ >= 0: `torch.square` or `torch.abs`."""
-Form = tuple[Callable[[Tensor], Params], Callable[[Params], Params]]
-"""What a loss adds, from its gradient by the layer's output; and, from the sum of that over losses, Σᵢ φ(gradient) by
-the layer's own parameter names."""
-Rule = Callable[[Any, Params, Tensor, Phi], Form]
-"""Layer, its buffers, its input and φ -> the closed form."""
-
 PROBE = 8  # samples on which each closed form is compared with automatic differentiation
-# What `vmap(grad)` holds at once, of all runs together: gradients of so many samples, and so many values of them.
-CHUNK, HELD = 64, 2**26
 
-
-def _linear(layer: nn.Module, own: Params, a: Tensor, phi: Phi) -> Form:
-    if a.ndim == 2:
-        return (
-            lambda delta: {"delta": phi(delta)},
-            lambda total: {"weight": product(total["delta"].mT, phi(a)), "bias": total["delta"].sum(0)},
-        )
-
-    def part(delta: Tensor) -> Params:  # positions of one sample add up before φ
-        rows, deltas = a.flatten(1, -2), delta.flatten(1, -2)
-        return {"weight": phi(deltas.mT @ rows).sum(0), "bias": phi(deltas.sum(1)).sum(0)}
-
-    return part, _as_it_is
-
-
-def _conv2d(layer: nn.Conv2d, own: Params, a: Tensor, phi: Phi) -> Form:
-    patches = F.unfold(a, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)  # (N, C·k, L)
-    patches = patches.unflatten(1, (layer.groups, -1))
-
-    def part(delta: Tensor) -> Params:
-        delta = delta.flatten(2)
-        grouped = delta.unflatten(1, (layer.groups, -1))
-        weight = phi(torch.einsum("ngol,ngkl->ngok", grouped, patches)).sum(0)
-        return {"weight": weight.reshape(layer.weight.shape), "bias": phi(delta.sum(2)).sum(0)}
-
-    return part, _as_it_is
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
-    return tuple(layer.padding) if not isinstance(layer.padding, str) else (0, 0)
-
-
-def _affine(normalised: Tensor, positions: tuple[int, ...], phi: Phi) -> Form:
-    """A scale and shift: their gradients sum over the positions of one sample."""
-    if not positions:
-        return (
-            lambda delta: {"delta": phi(delta)},
-            lambda total: {"weight": (total["delta"] * phi(normalised)).sum(0), "bias": total["delta"].sum(0)},
-        )
-
-    def part(delta: Tensor) -> Params:
-        return {
-            "weight": phi((delta * normalised).sum(positions)).sum(0),
-            "bias": phi(delta.sum(positions)).sum(0),
-        }
-
-    return part, _as_it_is
-
-
-def _batch_norm(layer: nn.BatchNorm1d, own: Params, a: Tensor, phi: Phi) -> Form:
-    normalised = F.batch_norm(a, own["running_mean"], own["running_var"], eps=layer.eps)
-    return _affine(normalised, tuple(range(2, a.ndim)), phi)
-
-
-def _group_norm(layer: nn.GroupNorm, own: Params, a: Tensor, phi: Phi) -> Form:
-    return _affine(F.group_norm(a, layer.num_groups, eps=layer.eps), tuple(range(2, a.ndim)), phi)
-
-
-def _layer_norm(layer: nn.LayerNorm, own: Params, a: Tensor, phi: Phi) -> Form:
-    normalised = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
-    return _affine(normalised, tuple(range(1, a.ndim - len(layer.normalized_shape))), phi)
-
-
-def _embedding(layer: nn.Embedding, own: Params, a: Tensor, phi: Phi) -> Form:
-    # Of each sample, the sum for each token it has: equal ones lie side by side once sorted, and count up to a place.
-    tokens, order = (a.flatten(1) if a.ndim > 1 else a[:, None]).sort(dim=1)
-    place = F.pad(tokens[:, 1:] != tokens[:, :-1], (1, 0)).long().cumsum(1)
-    owner = torch.zeros_like(tokens).scatter(1, place, tokens)  # sums of places that no token has are zero
-
-    def part(delta: Tensor) -> Params:
-        rows = delta.reshape(*tokens.shape, -1)
-        rows = rows.gather(1, order[..., None].expand(rows.shape))
-        sums = torch.zeros_like(rows).scatter_add(1, place[..., None].expand(rows.shape), rows)
-        weight = rows.new_zeros(layer.num_embeddings, rows.shape[-1])
-        weight = weight.index_add(0, owner.flatten(), phi(sums).flatten(0, 1))
-        if layer.padding_idx is not None:
-            weight = weight.index_fill(0, torch.tensor([layer.padding_idx], device=weight.device), 0)
-        return {"weight": weight}
-
-    return part, _as_it_is
-
-
-def _as_it_is(total: Params) -> Params:
-    return total
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.GroupNorm: _group_norm,
-    nn.Embedding: _embedding,
-}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One forward call of a layer.
-
-    Attributes:
-        name: of the layer in the model.
-        layer: the module.
-        a: its first positional input, detached.
-        y: its output, in the graph of the forward pass: what a gradient is asked for.
-    """
-
-    name: str
-    layer: nn.Module
-    a: Tensor
-    y: Tensor
-
-
-@contextmanager
-def recorded(model: nn.Module, names: set[str]) -> Generator[list[Call], None, None]:
-    """What goes into and comes out of the named layers while the block lasts, call by call and in order.
-
-    A call without a positional input is left out.
-
-    Args:
-        model: whose layers are watched.
-        names: of layers, as in `model.named_modules()`.
-    """
-    calls: list[Call] = []
-
-    def record(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        if not args:
-            return y  # called by keyword: without a record it takes no closed form
-        calls.append(Call(name, layer, args[0].detach(), y))
-        # An in-place operation after the layer (ReLU(inplace=True)) must not overwrite what was recorded.
-        return y.clone() if y.requires_grad else y
-
-    handles = [
-        module.register_forward_hook(functools.partial(record, name))
-        for name, module in model.named_modules()
-        if name in names
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+# Samples a pass, of all runs together and of each at least: they bound memory and change nothing else. So do those of
+# `vmap(grad)`, of all runs together: samples whose gradients it holds at once, and values of these.
+CHUNK, LEAST = 2000, 500
+DIFFERENTIATED, HELD = 64, 2**26
 
 
 def squared_gradients(
-    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, chunk: int
+    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, chunk: int | None = None
 ) -> Params:
     """Σᵢ (∂ℓᵢ/∂θ)² over all samples, and over all losses.
 
@@ -205,7 +47,7 @@ def squared_gradients(
         task: the samples.
         cotangents: gradients of the losses by the outputs.
         extra: what cotangents take beside outputs and labels, each (R, N, ...).
-        chunk: samples of each run a pass.
+        chunk: samples of each run a pass; None: by `CHUNK` and `LEAST`.
 
     Returns:
         One tensor a parameter that requires a gradient, (R, ...), of its dtype.
@@ -217,10 +59,15 @@ def squared_gradients(
 
 
 def absolute_gradients(
-    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, chunk: int
+    networks: Networks, task: FinishedTasks, cotangents: Cotangents, *extra: Tensor, chunk: int | None = None
 ) -> Params:
     """Σᵢ |∂ℓᵢ/∂θ| over all samples and losses; arguments, result and errors are those of `squared_gradients`."""
     return _gradients(networks, task, cotangents, extra, torch.abs, chunk)
+
+
+def mean(sums: Params, counts: Tensor) -> Params:
+    """Sums (R, ...) over that many samples of each run, (R,), as means; written over."""
+    return {k: v.div_(counts.view(-1, *(1,) * (v.ndim - 1))) for k, v in sums.items()}
 
 
 def check_samples_apart(model: nn.Module) -> None:
@@ -264,8 +111,9 @@ def plan(
         extra: what cotangents take beside, each (R, N, ...).
         phi: what is summed of a gradient.
     """
-    model, wanted = networks.model, networks.trainable
-    candidates = {name for name, m in model.named_modules() if _supported(m) and _own(model, name) & wanted}
+    wanted = networks.trainable
+    layers = [name for name, m in networks.model.named_modules() if supported(m)]
+    own = {name: wanted.intersection(names_of(networks.params, name)) for name in layers}
     probe = torch.linspace(0, int(task.counts.min()) - 1, PROBE, device=task.y.device).long().unique()
     places = probe.expand(networks.runs, -1)
     x, given = task.inputs(places), [t[:, probe] for t in (task.y, *extra)]
@@ -273,13 +121,12 @@ def plan(
     def added(*outputs_and_given: Tensor) -> Iterable[Tensor]:
         return [torch.stack(list(cotangents(*outputs_and_given))).sum(0)]
 
-    shapes = _single_calls(networks, x, candidates)
+    shapes = _single_calls(networks, x, {name for name in layers if own[name]})
     closed = _sums(networks, Plan(shapes, frozenset()), x, given, added, phi)
     reference = _sums(networks, Plan({}, frozenset(wanted)), x, given, added, phi)
     agreed = {k for k, v in closed.items() if k in wanted and _agree(v, reference[k])}
-    own = {name: _own(model, name) & wanted for name in shapes}
-    layers = {name: shape for name, shape in shapes.items() if own[name] <= agreed}
-    return Plan(layers, frozenset(wanted.difference(*(own[name] for name in layers))))
+    shapes = {name: shape for name, shape in shapes.items() if own[name] <= agreed}
+    return Plan(shapes, frozenset(wanted.difference(*(own[name] for name in shapes))))
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
@@ -290,10 +137,16 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
 
 
 def _gradients(
-    networks: Networks, task: FinishedTasks, cotangents: Cotangents, extra: tuple[Tensor, ...], phi: Phi, chunk: int
+    networks: Networks,
+    task: FinishedTasks,
+    cotangents: Cotangents,
+    extra: tuple[Tensor, ...],
+    phi: Phi,
+    chunk: int | None,
 ) -> Params:
     check_samples_apart(networks.model)
     how = plan(networks, task, cotangents, *extra, phi=phi)
+    chunk = chunk or max(CHUNK // networks.runs, LEAST)
     total: Params = {}
     for start in range(0, task.y.shape[1], chunk):
         part = slice(start, start + chunk)
@@ -347,20 +200,19 @@ def _outputs(
     if not layers:
         return networks.logits(params, buffers, x), lambda v: {}, lambda total: {}
 
-    def forward(moved: Params) -> tuple[Tensor, Params]:
-        with _moved(model, moved) as inputs:
+    def forward(by: Params) -> tuple[Tensor, Params]:
+        with moved(model, by) as inputs:
             return networks.logits(params, buffers, x), inputs
 
     # The gradient by something added to a layer's output is the gradient by that output.
     like = next(iter(params.values()))
     nowhere = {name: like.new_zeros(len(x), *shape) for name, shape in layers.items()}
     logits, pull, inputs = vjp(forward, nowhere, has_aux=True)  # type: ignore[misc]
-    prefixes = {name: f"{name}." if name else "" for name in layers}
 
     def form(name: str) -> Form:
-        layer = model.get_submodule(name)
-        own = {k: buffers[prefixes[name] + k] for k, _ in layer.named_buffers(recurse=False)}
-        return RULES[type(layer)](layer, own, inputs[name].detach(), phi)
+        layer, prefix = model.get_submodule(name), f"{name}." if name else ""
+        statistics = {k: buffers[prefix + k] for k, _ in layer.named_buffers(recurse=False)}
+        return RULES[type(layer)](layer, statistics, inputs[name].detach(), phi)
 
     forms = {name: form(name) for name in layers}
 
@@ -370,27 +222,9 @@ def _outputs(
 
     def finish(total: dict[str, Params]) -> Params:
         found = {name: forms[name][1](part) for name, part in total.items()}
-        own = {name: [k for k, _ in model.get_submodule(name).named_parameters(recurse=False)] for name in found}
-        return {prefixes[name] + k: found[name][k] for name in found for k in own[name]}
+        return {k: part[k.rpartition(".")[2]] for name, part in found.items() for k in names_of(params, name)}
 
     return logits.detach(), parts, finish
-
-
-@contextmanager
-def _moved(model: nn.Module, by: Params) -> Generator[Params, None, None]:
-    """While it lasts, something is added to the outputs of layers, given by name; yields their inputs, once called."""
-    inputs: Params = {}
-
-    def move(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        inputs[name] = args[0]
-        return y + by[name]
-
-    handles = [model.get_submodule(name).register_forward_hook(functools.partial(move, name)) for name in by]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _differentiated(
@@ -407,7 +241,7 @@ def _differentiated(
         return {k: phi(g).sum(0) for k, g in per_sample.items()}
 
     values = networks.runs * sum(p.numel() for p in own.values())
-    some = max(min(CHUNK // networks.runs, HELD // values), 1)
+    some = max(min(DIFFERENTIATED // networks.runs, HELD // values), 1)
     total: Params = {}
     for xs, vs in zip(x.split(some), v.split(some), strict=True):
         total = _added(total, summed(xs, vs))
@@ -421,18 +255,3 @@ def _single_calls(networks: Networks, x: Tensor, names: set[str]) -> dict[str, t
         networks.logits(params, buffers, x[0])
     often = Counter(call.name for call in calls)
     return {c.name: tuple(c.y.shape[1:]) for c in calls if often[c.name] == 1 and len(c.y) == x.shape[1]}
-
-
-def _supported(layer: nn.Module) -> bool:
-    if type(layer) not in RULES or getattr(layer, "parametrizations", None):
-        return False
-    if isinstance(layer, nn.Conv2d):
-        return layer.padding_mode == "zeros" and layer.padding != "same"
-    if isinstance(layer, nn.Embedding):
-        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
-    return True
-
-
-def _own(model: nn.Module, layer: str) -> set[str]:
-    prefix = f"{layer}." if layer else ""
-    return {prefix + name for name, _ in model.get_submodule(layer).named_parameters(recurse=False)}

@@ -13,7 +13,7 @@ import torch
 from benchmark import graphs, scenarios
 from benchmark.perf.gpu import trained
 from benchmark.runs import Run
-from strategies import EWC, LwF, Strategy, fisher, products, registry
+from strategies import EWC, LwF, Strategy, persample, products, registry
 from tests.conftest import CPU, make_run
 from tests.test_replayed_steps import STRATEGIES, rerun
 
@@ -54,13 +54,13 @@ def differences(run: Run, captured: bool) -> list[str]:
     return wrong + [key for key in expected if (expected[key].accuracy != found[key].accuracy).any()]
 
 
-def waits(run: Run, chunk: int = fisher.CHUNK) -> Counter[str]:
+def waits(run: Run, chunk: int = persample.CHUNK) -> Counter[str]:
     """What Python waited for the device for, and how often, in one run."""
     from tests import elsewhere
 
     torch.set_num_threads(1)
     graphs.CAPTURES["elsewhere"] = rerun
-    fisher.CHUNK = fisher.LEAST = chunk
+    persample.CHUNK = persample.LEAST = chunk
     elsewhere.waits.clear()
     trained([run], scenarios.load(run.scenario), elsewhere.ELSEWHERE)
     return Counter(elsewhere.waits)

@@ -379,8 +379,8 @@ def three(request: pytest.FixtureRequest) -> tuple[list[nn.Module], list[tuple[T
 @pytest.mark.parametrize("batch_size", [10, None])
 def test_a_stack_has_the_diagonals_of_each_of_its_runs(three, estimator, batch_size, monkeypatch):
     models, parts = three
-    monkeypatch.setattr(fisher, "CHUNK", 30)
-    monkeypatch.setattr(fisher, "LEAST", 7)
+    monkeypatch.setattr(persample, "CHUNK", 30)
+    monkeypatch.setattr(persample, "LEAST", 7)
     options = {"estimator": estimator, "batch_size": batch_size, "samples": 2}
     found = fisher.diagonals(stack_of(models), finished(parts), **options)
     for i, (model, (x, y)) in enumerate(zip(models, parts, strict=True)):

@@ -115,8 +115,8 @@ def test_mas_takes_closed_forms_where_there_are_any(case):
 def test_mas_does_not_depend_on_the_samples_a_pass(case, monkeypatch):
     model, x = case
     whole = measured(model, x)
-    monkeypatch.setattr("strategies.fisher.CHUNK", 7)
-    monkeypatch.setattr("strategies.fisher.LEAST", 7)
+    monkeypatch.setattr("strategies.persample.CHUNK", 7)
+    monkeypatch.setattr("strategies.persample.LEAST", 7)
     agree(measured(model, x), whole, 1e-12)
 
 
