@@ -12,11 +12,12 @@ def test_mine_conforms(case):
 ```
 
 On the command line: `forgetbench check package.module:Mine`. The checks here call a strategy's methods one by one on a
-small network; those of `benchmark.conformance` train it through the harness.
+small MLP, and in one of them on a convolutional network; those of `benchmark.conformance` train it through the harness.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -47,8 +48,9 @@ from strategies.stack import FinishedTasks, Networks, Places
 
 Check = Callable[[Strategy], None]
 """Raises `Failed` with the reason, or `Inapplicable` where the strategy has nothing to check."""
+Build = Callable[[], nn.Module]
 
-TASKS, STEPS, SAMPLES, FEATURES, OUTPUTS = 3, 4, 24, 6, 4
+TASKS, STEPS, SAMPLES, FEATURES, OUTPUTS = 3, 4, 24, 30, 4
 
 
 class Failed(AssertionError):
@@ -112,9 +114,19 @@ def label(strategy: Strategy) -> str:
     return f"{strategy.name}[{','.join(changed)}]" if changed else strategy.name
 
 
-def the_state_keeps_its_structure(strategy: Strategy) -> None:
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, OUTPUTS))
+
+
+def _cnn() -> nn.Module:
+    # No two axes of its weight are alike, so that none is taken for another unnoticed.
+    image, convolution = nn.Unflatten(1, (2, 3, 5)), nn.Conv2d(2, 6, (3, 4))
+    return nn.Sequential(image, convolution, nn.Tanh(), nn.Flatten(), nn.Linear(12, OUTPUTS))
+
+
+def the_state_keeps_its_structure(strategy: Strategy, build: Build = _mlp) -> None:
     """Keys, shapes and dtypes of the state stay what `init` made them."""
-    life = _Life(strategy)
+    life = _Life(strategy, build)
     for _ in range(TASKS):
         for stage, method in ((life.train, "after_step or observe"), (life.consolidate, "consolidate")):
             stage()
@@ -217,9 +229,9 @@ def a_quadratic_penalty_is_never_negative(strategy: Strategy) -> None:
         raise Failed(f"expected penalties >= 0 and some > 0 away from the anchor, got {min(values)} to {max(values)}")
 
 
-def the_penaltys_gradient_is_its_gradient(strategy: Strategy) -> None:
+def the_penaltys_gradient_is_its_gradient(strategy: Strategy, build: Build = _mlp) -> None:
     """`penalty_gradient` is the derivative of `penalty`, in tensors of its own."""
-    life = _with_penalty(strategy).through(TASKS)
+    life = _with_penalty(strategy, build).through(TASKS)
     away = _moved(life.params, 0.5)
     expected = torch.func.grad(lambda p: strategy.penalty(life.state, p, life.hparams))(away)
     found, kept = strategy.penalty_gradient(life.state, away, life.hparams), _copied(life.state)
@@ -233,11 +245,11 @@ def the_penaltys_gradient_is_its_gradient(strategy: Strategy) -> None:
         raise Failed("writing into the gradient changes the state: return tensors of its own")
 
 
-def a_stack_measures_what_each_run_measures(strategy: Strategy) -> None:
+def a_stack_measures_what_each_run_measures(strategy: Strategy, build: Build = _mlp) -> None:
     """`measure_stack` says of each run what `measure` says of it alone."""
     if not strategy.measures_stacks():
         raise Inapplicable("measured one run at a time")
-    lives = [_Life(strategy, seed=seed) for seed in range(3)]
+    lives = [_Life(strategy, build, seed=seed) for seed in range(3)]
     tasks, alone = [], []
     for seed, life in enumerate(lives):
         life.train()
@@ -263,6 +275,17 @@ def a_stack_measures_what_each_run_measures(strategy: Strategy) -> None:
                 raise Failed(f"{k!r} of run {r} of 3: `measure` says {e}, `measure_stack` {found[k]}")
 
 
+def weights_may_have_four_dimensions(strategy: Strategy) -> None:
+    """State, gradient of the penalty and stacked measure are right for a convolutional network too."""
+    for check in (
+        the_state_keeps_its_structure,
+        the_penaltys_gradient_is_its_gradient,
+        a_stack_measures_what_each_run_measures,
+    ):
+        with contextlib.suppress(Inapplicable):
+            check(strategy, _cnn)
+
+
 CHECKS: list[Check] = [
     the_state_keeps_its_structure,
     arguments_are_never_written_to,
@@ -276,13 +299,14 @@ CHECKS: list[Check] = [
     a_quadratic_penalty_is_never_negative,
     the_penaltys_gradient_is_its_gradient,
     a_stack_measures_what_each_run_measures,
+    weights_may_have_four_dimensions,
 ]
 
 
-def _with_penalty(strategy: Strategy) -> _Life:
+def _with_penalty(strategy: Strategy, build: Build = _mlp) -> _Life:
     if not strategy.overrides("penalty"):
         raise Inapplicable("no penalty")
-    return _Life(strategy)
+    return _Life(strategy, build)
 
 
 class _Life:
@@ -290,11 +314,12 @@ class _Life:
 
     Args:
         strategy: whose methods are called.
+        build: makes the network.
         guarded: check after each call that its arguments are what they were.
         seed: of the initial weights.
     """
 
-    def __init__(self, strategy: Strategy, *, guarded: bool = False, seed: int = 0) -> None:
+    def __init__(self, strategy: Strategy, build: Build = _mlp, *, guarded: bool = False, seed: int = 0) -> None:
         self.strategy, self._guarded, self._task = strategy, guarded, 0
         self._random = torch.Generator().manual_seed(0)
         self._seen: set[int] = set()
@@ -302,7 +327,7 @@ class _Life:
         """What was seen before each recall, and the ids it gave."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, OUTPUTS)).double()
+            self.model = build().double()
         self.params: Params = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         values = {k: getattr(strategy, k) for k in strategy.hyperparameters()}
         self.hparams = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}

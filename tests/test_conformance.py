@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -135,6 +136,35 @@ class NoHalf(L2):
 
 
 @dataclass(frozen=True)
+class RowsAsAWhole(L2):
+    """½·λ·Σ over rows of (Σ ΩΔw)², whose gradient takes a weight for a matrix: wrong in silence where it is none."""
+
+    name: ClassVar[str] = "rows-as-a-whole"
+    lam: float = hyper(1e-3, low=0.0, tune=(1e-4, 1e-2))
+
+    def moved(self, state, params):
+        return {k: omega * (params[k] - state["anchor"][k]) for k, omega in state["importance"].items()}
+
+    def penalty(self, state, params, hparams):
+        rows = [d if d.ndim == 1 else d.flatten(1).sum(1) for d in self.moved(state, params).values()]
+        return 0.5 * hparams["lam"] * torch.cat(rows).square().sum()
+
+    def penalty_gradient(self, state, params, hparams):
+        rows = {k: d if d.ndim == 1 else d.sum(1, keepdim=True) for k, d in self.moved(state, params).items()}
+        return {k: hparams["lam"] * omega * rows[k] for k, omega in state["importance"].items()}
+
+
+@dataclass(frozen=True)
+class Transposes(L2):
+    """Importances that matrices alone have."""
+
+    name: ClassVar[str] = "transposes"
+
+    def measure(self, model, task):
+        return {k: p.abs() if p.ndim == 1 else (p @ p.t() @ p).abs() for k, p in model.named_parameters()}
+
+
+@dataclass(frozen=True)
 class SharesItsState(L2):
     def penalty_gradient(self, state, params, hparams):
         return state["importance"]
@@ -235,6 +265,24 @@ class LooksAtNeighbours(Strategy):
 def test_the_kit_notices(strategy: Strategy, check: Callable[[Strategy], None], message: str):
     with pytest.raises(Failed, match=message):
         check(strategy)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "error", "message"),
+    [
+        (RowsAsAWhole(), Failed, "gradient of '1.weight': expected"),
+        (Transposes(), RuntimeError, "expects a tensor with <= 2 dimensions"),
+    ],
+    ids=["in silence", "aloud"],
+)
+def test_what_takes_weights_for_matrices_is_noticed_by_one_check_alone(strategy, error, message):
+    others = [*conformance.CHECKS, *harness_checks.CHECKS[:2]]
+    others.remove(conformance.weights_may_have_four_dimensions)
+    for check in others:
+        with contextlib.suppress(Inapplicable):
+            check(strategy)
+    with pytest.raises(error, match=message):
+        conformance.weights_may_have_four_dimensions(strategy)
 
 
 def test_a_state_that_is_not_tensors_is_noticed():
