@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmark import own_data
 from benchmark.data import ImageSet
 from benchmark.server import typed
 
@@ -36,10 +37,10 @@ def describe(device: torch.device, tasks: Iterable[ImageSet]) -> dict[str, str]:
 
 
 def _checksums(tasks: Iterable[ImageSet]) -> dict[str, str]:
-    """Of each set by its name; with numbers where tasks see it differently, turned say."""
+    """Of each set by its stem; with numbers where tasks see it differently, turned say, or two stems are alike."""
     seen: dict[str, list[str]] = {}
     for images in tasks:
-        checksums = seen.setdefault(images.name, [])
+        checksums = seen.setdefault(own_data.stem(images.name), [])
         if images.checksum not in checksums:
             checksums.append(images.checksum)
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmark import data
+from benchmark import data, own_data
 from benchmark.data import ImageSet
 from benchmark.keys import digest, generator
 from strategies.registry import did_you_mean
@@ -332,8 +331,7 @@ def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
             raise ValueError(
                 f"set: expected an image set, a path of an .npz file or package.module:function, got {images!r}"
             )
-        # A path or an import path makes a poor name.
-        name = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(images).stem if images.endswith('.npz') else images)}"
+        name = f"{kind}-{own_data.stem(images)}"
     if name is None or kind not in KINDS or not images:
         raise ValueError(f"unknown scenario {name!r}{did_you_mean(name, NAMES)} (forgetbench list scenarios)")
     if name not in NAMES and images not in data.NAMES and ":" not in images and not images.endswith(".npz"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import math
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from benchmark import experiment, metrics, server, tracking
+from benchmark import data, environment, experiment, metrics, server, tracking
 from benchmark.results import STUDY, Record, Store
 from benchmark.server import TrackingError, redacted, typed
 from benchmark.tracking import Tracker, Trial
@@ -267,6 +269,23 @@ def test_the_overview_holds_note_tags_params_texts_and_figures(place: Place) -> 
     shown = place.client.get_experiment(place.id()).tags
     assert shown["mlflow.note.content"].endswith("a **note**")
     assert "Strategies compared" in shown["mlflow.sharedViewState.forgetbench"]
+
+
+def test_the_overview_names_image_sets_of_ones_own_by_keys_that_mlflow_takes(place: Place) -> None:
+    images = data.load("digits")
+    other = dataclasses.replace(images, train_y=images.train_y.flip(0))
+    names = ("~/mine.npz", "data/my set (1).npz", "x/../sets.npz", "my_package.sets:first", "digits")
+    sets = [dataclasses.replace(images, name=name) for name in names]
+    described = environment.describe(torch.device("cpu"), [*sets, dataclasses.replace(other, name="other/mine.npz")])
+    run = place.client.get_run(place.overview({}, described, "", 5.0, {}))
+    assert {k: v for k, v in run.data.tags.items() if k.startswith("data.")} == {
+        "data.mine.1": images.checksum,
+        "data.mine.2": other.checksum,
+        "data.my-set-1-": images.checksum,
+        "data.sets": images.checksum,
+        "data.my-package-sets-first": images.checksum,
+        "data.digits": images.checksum,
+    }
 
 
 def test_a_second_overview_renews_the_first(place: Place) -> None:
