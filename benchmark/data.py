@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark import own_data
+from benchmark.files import replacing
 from benchmark.keys import digest
 from benchmark.sources import PARTS, SPECS, Arrays, DataError, Spec, covered, read_raw, sources, unpack, verify_arrays
 from strategies.registry import did_you_mean
@@ -245,8 +247,7 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
             say(f"{spec.name}: cache {path}")
             return arrays
         except DataError as error:
-            path.unlink(missing_ok=True)
-            tried.append(f"cache: {error}; deleted")
+            tried.append(f"cache: {error}")
     else:
         tried.append(f"cache: no {path}")
     say(f"{spec.name}: {tried[-1]}")
@@ -281,11 +282,14 @@ def _read(spec: Spec, path: Path) -> Arrays:
         path: of our cache file.
 
     Raises:
-        DataError: corrupt, truncated, or not the published images.
+        DataError: corrupt, truncated, not the published images, or whole perhaps but not ours to read.
     """
     try:
-        # NumPy leaves a file it opened itself open where it holds no archive.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    try:
+        with np.load(content, allow_pickle=False) as file:
             arrays = {part: file[part] for part in PARTS}
     except Exception as error:  # zlib.error, NotImplementedError, ...: a damaged archive fails in many ways
         raise DataError(f"{path} is corrupt or truncated ({error})") from error
@@ -296,14 +300,8 @@ def _read(spec: Spec, path: Path) -> Arrays:
 def _write(path: Path, arrays: Arrays) -> None:
     """Atomic: another process sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz", delete=False) as file:
-        try:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _image_set(spec: Spec, arrays: Arrays) -> ImageSet:

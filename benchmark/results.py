@@ -15,7 +15,6 @@ import json
 import operator
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmark import metrics
 from benchmark.collection import uncollected
+from benchmark.files import replacing
 from benchmark.runs import Result, Run
 
 ANYTIME = ("min_acc", "wc_acc", "average_anytime_accuracy")
@@ -256,7 +256,8 @@ class Store:
             return
         whole = rows(self.records.values())
         columns = _ordered(whole)
-        replace(path, _text_of([dict(zip(columns, columns, strict=True)), *whole], columns))
+        with replacing(path) as file:
+            file.write(_text_of([dict(zip(columns, columns, strict=True)), *whole], columns).encode())
         self._columns[name] = columns
 
     def describe(self, settings: dict[str, str], environment: dict[str, str], strategies: Sequence[str] = ()) -> None:
@@ -272,7 +273,8 @@ class Store:
         """
         content = {"settings": settings, "environment": environment, "strategies": list(strategies)}
         try:
-            replace(self.folder / "environment.json", json.dumps(content, indent=2) + "\n")
+            with replacing(self.folder / "environment.json") as file:
+                file.write(json.dumps(content, indent=2).encode() + b"\n")
         except OSError as error:
             raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
@@ -472,18 +474,3 @@ def _append(path: Path, text: str) -> None:
         except BaseException:
             file.truncate(before)
             raise
-
-
-def replace(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark import views
-from benchmark.results import Record, replace
+from benchmark.files import replacing
+from benchmark.results import Record
 from benchmark.server import (
     KEY,
     KIND,
@@ -468,7 +469,8 @@ def _owner(folder: Path) -> str:
     path = folder / ".owner"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        replace(path, uuid.uuid4().hex)
+        with replacing(path) as file:
+            file.write(uuid.uuid4().hex.encode())
     return path.read_text(encoding="ascii")
 
 

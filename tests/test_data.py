@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gzip
 import hashlib
+import io
+import os
 import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +71,18 @@ def unreachable(spec: Spec, root: Path) -> None:
 
 def forbidden(spec: Spec, root: Path) -> None:
     raise AssertionError("nothing may be fetched here")
+
+
+def refusing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody open a file, root included."""
+    opened = io.open
+
+    def refused(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", refused)
 
 
 def cache_file() -> Path:
@@ -170,14 +186,14 @@ def test_a_cache_folder_that_cannot_be_made_is_said_in_one_message(
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1, -200])
-def test_a_truncated_cache_is_deleted_and_fetched_again(files: dict[str, bytes], offer: Sources, kept: int) -> None:
+def test_a_truncated_cache_is_fetched_again(files: dict[str, bytes], offer: Sources, kept: int) -> None:
     offer(lambda spec, root: put(files, root))
     whole = data.load("mnist").checksum
     path = cache_file()
     path.write_bytes(path.read_bytes()[:kept])
     said: list[str] = []
     assert data.load("mnist", say=said.append).checksum == whole
-    assert "corrupt or truncated" in said[0] and "deleted" in said[0]
+    assert "corrupt or truncated" in said[0]
     offer(forbidden)
     assert data.load("mnist").checksum == whole
 
@@ -196,7 +212,7 @@ def test_a_cache_with_flipped_bytes_is_fetched_again_wherever_they_are(
     assert data.load("mnist").checksum == whole
 
 
-def test_a_cache_of_other_images_is_deleted_and_fetched_again(files: dict[str, bytes], offer: Sources) -> None:
+def test_a_cache_of_other_images_is_fetched_again(files: dict[str, bytes], offer: Sources) -> None:
     offer(lambda spec, root: put(files, root))
     whole = data.load("mnist").checksum
     with np.load(cache_file()) as held:
@@ -206,6 +222,30 @@ def test_a_cache_of_other_images_is_deleted_and_fetched_again(files: dict[str, b
     said: list[str] = []
     assert data.load("mnist", say=said.append).checksum == whole
     assert "does not hold the published t10k-labels-idx1-ubyte" in said[0]
+
+
+def test_everybody_may_read_the_cache(files: dict[str, bytes], offer: Sources) -> None:
+    offer(lambda spec, root: put(files, root))
+    data.load("mnist")
+    assert cache_file().stat().st_mode & 0o777 == 0o644
+
+
+def test_a_cache_that_somebody_else_keeps_to_themselves_is_no_reason_to_delete_it(
+    files: dict[str, bytes], offer: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(lambda spec, root: put(files, root))
+    whole, path = data.load("mnist").checksum, cache_file()
+    refusing(path, monkeypatch)
+    with pytest.raises(DataError, match=r"mnist.npz cannot be read \(Permission denied\)"):
+        data.verify("mnist")
+    said: list[str] = []
+    offer(unreachable)
+    with pytest.raises(DataError, match=r"cache: .* cannot be read"):
+        data.load("mnist")
+    assert path.is_file()
+    offer(lambda spec, root: put(files, root))
+    assert data.load("mnist", say=said.append).checksum == whole
+    assert "cannot be read (Permission denied)" in said[0]
 
 
 # A folder the user names
