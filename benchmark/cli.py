@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import tempfile
@@ -368,7 +367,6 @@ def ui(
         return
     if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from benchmark import server
     from benchmark.terminal import plain
 

@@ -36,7 +36,6 @@ from benchmark.server import (
     TrackingError,
     client,
     explained,
-    quiet,
     search,
 )
 from strategies import registry
@@ -498,11 +497,15 @@ def links(uri: str) -> list[tuple[str, str]]:
 
     Args:
         uri: of a local tracking store.
+
+    Raises:
+        TrackingError: nothing usable answers there.
     """
-    with explained(uri), quiet():
+    opened = client(uri)
+    with explained(uri):
         import mlflow
 
-        found = mlflow.MlflowClient(tracking_uri=uri).search_experiments()
+        found = opened.search_experiments()
     # Older versions show an empty page for a view saved in this form.
     knows_views = tuple(int(part) for part in mlflow.__version__.split(".")[:2]) >= (3, 15)
     ours = [e for e in found if f"mlflow.sharedViewState.{views.VIEW}" in e.tags]

@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -576,8 +576,11 @@ def test_a_damaged_database_is_said_without_minutes_of_retries(slept: list[float
     assert sum(slept) < 30
 
 
+@pytest.mark.parametrize(
+    "use", [lambda uri, folder: Tracker(uri, "x", folder), lambda uri, _: tracking.links(uri)], ids=["runs", "ui"]
+)
 def test_a_database_server_that_refuses_is_said_without_minutes_of_retries(
-    slept: list[float], closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use: Callable[[str, Path], object], slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*args: object) -> None:
         raise ConnectionRefusedError("connection refused")
@@ -586,7 +589,7 @@ def test_a_database_server_that_refuses_is_said_without_minutes_of_retries(
     (tmp_path / "other.db").write_bytes(b"there")
     monkeypatch.setattr("sqlalchemy.engine.Engine.connect", refused)
     with pytest.raises(TrackingError, match="refused"):
-        Tracker(f"sqlite:///{tmp_path / 'other.db'}", "x", tmp_path)
+        use(f"sqlite:///{tmp_path / 'other.db'}", tmp_path)
     assert sum(slept) < 30
 
 
