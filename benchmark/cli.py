@@ -456,7 +456,7 @@ def fetch(
 
 @data_app.command("verify")
 def verify(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are cached.")] = None,  # ruff: ignore[non-pep604-annotation-optional]
+    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are there.")] = None,  # ruff: ignore[non-pep604-annotation-optional]
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> None:
@@ -466,8 +466,7 @@ def verify(
     """
     from benchmark import data
 
-    cached = [name for name in data.NAMES if (data.cache_dir() / f"{name}.npz").is_file()]
-    for name in names or [*cached, "digits"]:
+    for name in names or data.held(data_dir):
         _console().print(f"{name}: {data.verify(name, data_dir)}", highlight=False, soft_wrap=True)
 
 

@@ -182,6 +182,24 @@ def _environment_dir() -> Path | None:
     return Path(os.environ["FORGETBENCH_DATA"]) if os.environ.get("FORGETBENCH_DATA") else None
 
 
+def held(data_dir: Path | None = None) -> list[str]:
+    """Names of the image sets on disk, damaged or not.
+
+    Args:
+        data_dir: as for `load`.
+
+    Raises:
+        DataError: none in that folder.
+    """
+    folder = data_dir or _environment_dir()
+    if not folder:
+        return [*(name for name in SPECS if (cache_dir() / f"{name}.npz").is_file()), "digits"]
+    found = [name for name, spec in SPECS.items() if any(path.exists() for path in _places(spec, folder))]
+    if not found:
+        raise DataError(f"data folder {folder}: expected files of {', '.join(SPECS)}, found none; give another --data-dir")
+    return found
+
+
 def verify(name: str, data_dir: Path | None = None) -> str:
     """Check what is on disk, fetching nothing.
 
@@ -213,12 +231,17 @@ def verify(name: str, data_dir: Path | None = None) -> str:
     return f"{'verified' if spec.md5 else COMPLETE}, {path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
+def _places(spec: Spec, folder: Path) -> tuple[Path, Path, Path]:
+    """Where a set may lie in a folder: our cache file, torchvision's folder, and what torchvision downloads."""
+    cached = folder / f"{spec.name}.npz"
+    return cached, folder / spec.folder, folder / spec.archive if spec.archive else cached
+
+
 def _from_folder(spec: Spec, folder: Path, say: Say) -> Arrays:
-    packed = folder / f"{spec.name}.npz"
-    if packed.is_file():
-        say(f"{spec.name}: {packed}")
-        return _read(spec, packed)
-    raw, packed = folder / spec.folder, folder / (spec.archive or f"{spec.name}.npz")
+    cached, raw, packed = _places(spec, folder)
+    if cached.is_file():
+        say(f"{spec.name}: {cached}")
+        return _read(spec, cached)
     if not raw.is_dir() and not packed.is_file():
         archive = f", no {spec.archive}" if spec.archive else ""
         raise DataError(

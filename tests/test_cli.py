@@ -352,6 +352,12 @@ def test_digits_can_be_fetched_and_verified_anywhere(forgetbench: Command) -> No
     assert "digits: comes with scikit-learn" in forgetbench("data", "verify").out
 
 
+def test_of_a_folder_without_names_what_is_there_is_verified(forgetbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "images" / "FashionMNIST" / "raw").mkdir(parents=True)
+    done = forgetbench("data", "verify", "--data-dir", "images")
+    assert_one_message(done, "fashion-mnist: images/FashionMNIST/raw/train-images-idx3-ubyte is missing")
+
+
 # ui
 
 

@@ -421,6 +421,23 @@ def test_verify_looks_where_load_would(
     assert str(tmp_path / "held") in data.verify("mnist")
 
 
+def test_what_is_held_is_looked_for_where_load_would(
+    files: dict[str, bytes], offer: Sources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offer(lambda spec, root: put(files, root))
+    data.load("mnist")
+    assert data.held() == ["mnist", "digits"]
+    folder = tmp_path / "held"
+    (folder / "KMNIST" / "raw").mkdir(parents=True)
+    (folder / "fashion-mnist.npz").touch()
+    (folder / "cifar-10-python.tar.gz").touch()
+    assert data.held(folder) == ["fashion-mnist", "kmnist", "cifar10"]
+    monkeypatch.setenv("FORGETBENCH_DATA", str(folder))
+    assert data.held() == data.held(folder)
+    with pytest.raises(DataError, match="expected files of mnist, .*, found none"):
+        data.held(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("check", [data.load, data.verify])
 def test_an_unknown_set_is_refused_with_the_nearest_name(check: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match="unknown image set 'mnis'; did you mean 'mnist'"):
