@@ -196,7 +196,9 @@ def held(data_dir: Path | None = None) -> list[str]:
         return [*(name for name in SPECS if (cache_dir() / f"{name}.npz").is_file()), "digits"]
     found = [name for name, spec in SPECS.items() if any(path.exists() for path in _places(spec, folder))]
     if not found:
-        raise DataError(f"data folder {folder}: expected files of {', '.join(SPECS)}, found none; give another --data-dir")
+        raise DataError(
+            f"data folder {folder}: expected files of {', '.join(SPECS)}, found none; give another --data-dir"
+        )
     return found
 
 
@@ -279,9 +281,9 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 fetch(spec, Path(folder))
                 arrays = read_raw(spec, Path(folder))
-        except (DataError, OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            tried.append(f"{title}: {reason[:200]}")
+        except Exception as error:  # a mirror, a proxy or a damaged file fails in many ways, and the next may do
+            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            tried.append(f"{title}: {' '.join(reason.split())[:200]}")
             say(f"{spec.name}: {tried[-1]}")
             continue
         say(f"{spec.name}: {title}: fetched and verified")

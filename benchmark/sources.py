@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import shutil
 import socket
@@ -336,7 +337,7 @@ def _require_answer(urls: list[str]) -> None:
             answers.append(url)
         except urllib.error.HTTPError:
             answers.append(url)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             failures.append(str(getattr(error, "reason", error)))
 
     threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]

@@ -6,10 +6,13 @@ import dataclasses
 import errno
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import random
+import re
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmark import data
+from benchmark import data, sources
 from benchmark.sources import IDX_FILES, SPECS, DataError, Spec
 
 Sources = Callable[..., None]
@@ -70,7 +73,7 @@ def unreachable(spec: Spec, root: Path) -> None:
 
 
 def forbidden(spec: Spec, root: Path) -> None:
-    raise AssertionError("nothing may be fetched here")
+    pytest.fail("nothing may be fetched here")  # which nobody takes for a source's failure
 
 
 def refusing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +122,33 @@ def test_sources_are_tried_in_order_until_one_delivers(files: dict[str, bytes], 
     assert len(data.load("mnist", say=said.append).train_y) == 6
     assert "source 1: no mirror answered" in said[1]
     assert "source 2: fetched and verified" in said[2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EOFError("cut off"), tarfile.ReadError("cut off"), KeyError("cut off"), StopIteration("cut off")],
+    ids=repr,
+)
+def test_however_a_source_fails_the_next_is_tried(files: dict[str, bytes], offer: Sources, error: Exception) -> None:
+    def broken(spec: Spec, root: Path) -> None:
+        raise error
+
+    said: list[str] = []
+    offer(broken, lambda spec, root: put(files, root))
+    assert len(data.load("mnist", say=said.append).train_y) == 6
+    assert re.fullmatch(rf"mnist: source 1: {type(error).__name__}: '?cut off'?", said[1])
+
+
+def test_a_proxy_that_answers_nonsense_is_no_mirror(
+    files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, offer: Sources
+) -> None:
+    def nonsense(*args: object, **kwargs: object) -> None:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr("urllib.request.urlopen", nonsense)
+    offer(sources.sources(SPECS["mnist"])[0][1])
+    with pytest.raises(DataError, match=r"source 1: no mirror answered \(SSH-2.0\)"):
+        data.load("mnist")
 
 
 def test_files_that_are_not_the_published_ones_are_refused_and_the_next_source_is_tried(
