@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from benchmark import metrics
 from benchmark.collection import uncollected
 from benchmark.files import replacing
+from benchmark.keys import short
 from benchmark.runs import Result, Run
 
 ANYTIME = ("min_acc", "wc_acc", "average_anytime_accuracy")
@@ -126,11 +127,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return short(value)
     return "" if value is None else str(value)
-
-
-def short(value: float) -> str:
-    """A number in few digits, but so that it reads back equal."""
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
 
 
 class Store:

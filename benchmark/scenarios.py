@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmark import data, own_data
 from benchmark.data import ImageSet
-from benchmark.keys import digest, generator
+from benchmark.keys import digest, generator, short
 from strategies.registry import did_you_mean
 
 Incremental = Literal["task", "domain", "class"]
@@ -178,7 +178,7 @@ class Scenario:
             "tasks": self.tasks,
             "images": ", ".join(self.sets if len(self._versions) > 1 else self.sets[:1]),
             "permuted": self.permuted if self.permuted != "no" else None,
-            "angles": ", ".join(f"{angle:g}" for angle in self.angles) or None,
+            "angles": ", ".join(map(short, self.angles)) or None,
             "class_order": self.class_order if self.split else None,
             "data_version": digest(own) if (own := {k: v for k, v in self._versions.items() if v}) else None,
         }
