@@ -489,8 +489,8 @@ def _console() -> Console:
     from rich.console import Console
 
     # A file has no width; rich would take 80 columns and fold the table.
-    # No emoji: `package:tv` is a name, not a television.
-    return Console(emoji=False) if sys.stdout.isatty() else Console(width=120, emoji=False)
+    # `package:tv` is a name, not a television, and brackets are a label's.
+    return Console(width=None if sys.stdout.isatty() else 120, emoji=False, markup=False)
 
 
 def _experiment(

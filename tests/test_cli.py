@@ -26,6 +26,8 @@ from benchmark import cli, experiment, listing, schedule, server, tracking
 from benchmark.config import TrainTable
 from benchmark.recipe import Recipe
 from benchmark.sources import IDX_FILES
+from strategies import Strategy, registry
+from strategies.base import option
 
 GOOD = """
 name = "trial"
@@ -334,6 +336,20 @@ def test_everything_a_file_can_name_is_listed(forgetbench: Command, what: str, n
     assert done.status == 0
     for name in names:
         assert name in done.out
+
+
+def test_what_looks_like_markup_is_listed_as_it_is_written(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Marked(Strategy):
+        """A [bold] claim: \\[x]."""
+
+        mode: str = option("[red]", doc="one of [red], [blue] \\")
+
+    monkeypatch.setitem(registry.BUILT_IN, "marked", Marked)
+    out = " ".join(forgetbench("list", "strategies").out.split())
+    assert "marked A [bold] claim: \\[x]. mode [red] one of [red], [blue] \\" in out
 
 
 def test_the_keys_of_training_are_listed_with_defaults_and_what_they_do(forgetbench: Command) -> None:
