@@ -8,7 +8,7 @@ import tempfile
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -49,9 +49,9 @@ class Where(StrEnum):
 
 
 Out = Annotated[Path, typer.Option(help="Folder for results, the MLflow database and its artifacts.")]
-Uri = Annotated[Optional[str], typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]  # ruff: ignore[non-pep604-annotation-optional]
+Uri = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]
 DataDir = Annotated[
-    Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+    Path | None,
     typer.Option(help="Folder that holds the image files already, in torchvision's layout; also FORGETBENCH_DATA."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -59,7 +59,7 @@ ExecutorName = Annotated[
     Where, typer.Option("--executor", help="Where stacks train: local, this process; ray, a cluster.")
 ]
 RayAddress = Annotated[
-    Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
+    str | None,
     typer.Option(help="Of a Ray cluster: auto, host:port.", show_default="start Ray on this machine"),
 ]
 Cpus = Annotated[float, typer.Option("--cpus-per-stack", min=0.01, help="Ray: processors of a stack, and its threads.")]
@@ -101,7 +101,7 @@ def _every_command(
 def run(
     preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list presets) or a TOML file.")],
     overrides: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Argument(help="KEY=VALUE ... over the file, such as train.epochs=2 seeds=5.", show_default=False),
     ] = None,
     device: Device = "auto",
@@ -155,7 +155,7 @@ def run(
 def study(
     preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list studies) or a TOML file.")],
     overrides: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Argument(help="KEY=VALUE ... over the file, such as study.trials=8.", show_default=False),
     ] = None,
     device: Device = "auto",
@@ -164,7 +164,7 @@ def study(
     tracking_uri: Uri = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not track.")] = False,
     storage: Annotated[
-        Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
+        str | None,
         typer.Option(
             help="Where Optuna keeps its trials: a URL, or a journal file (.journal, .log).",
             show_default="sqlite:///OUT/optuna.db",
@@ -268,19 +268,19 @@ def study(
 @app.command()
 def report(
     experiment: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Option("--experiment", help="MLflow experiment to report on; of none, the only one."),
     ] = None,
     study: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Option("--study", help="Study to report on."),
     ] = None,
     run: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Option("--run", help="MLflow run id; an overview's stands for its runs."),
     ] = None,
     output: Annotated[
-        Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+        Path | None,
         typer.Option(
             "--output", "-o", help="Folder of the report, replaced as a whole.", show_default="OUT/reports/NAME"
         ),
@@ -288,7 +288,7 @@ def report(
     baseline: Annotated[str, typer.Option(help="Strategy that others are compared with, paired by seed.")] = "naive",
     formats: Annotated[str, typer.Option("--format", help="Of md, tex, html, pdf: several with commas.")] = "md,tex",
     template: Annotated[
-        Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+        Path | None,
         typer.Option(help="Jinja2 file that replaces or extends report.md.j2.", exists=True, dir_okay=False),
     ] = None,
     allow_mixed: Annotated[
@@ -321,7 +321,7 @@ def report(
 
 
 @app.command("list")
-def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
+def list_(what: Annotated[What, typer.Argument(help="What to list.")], debug: Debug = False) -> None:
     """List what an experiment file can name.
 
     Example: forgetbench list strategies
@@ -456,7 +456,7 @@ def fetch(
 
 @data_app.command("verify")
 def verify(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are there.")] = None,  # ruff: ignore[non-pep604-annotation-optional]
+    names: Annotated[list[str] | None, typer.Argument(help="Image sets; none: all that are there.")] = None,
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> None:

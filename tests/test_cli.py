@@ -303,6 +303,13 @@ def test_a_study_takes_every_option_that_a_run_takes() -> None:
     assert run <= study and "--max-stack" in run
 
 
+def test_every_command_has_the_option_that_errors_advise() -> None:
+    group = get_command(cli.app)
+    for name, command in {**group.commands, **group.commands["data"].commands}.items():
+        if name != "data":
+            assert "--debug" in {option for parameter in command.params for option in parameter.opts}, name
+
+
 def test_no_command_is_without_a_test_of_its_help() -> None:
     assert {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback} <= {
         "run", "list", "ui", "sync", "study", "report", "check",
