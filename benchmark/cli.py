@@ -8,9 +8,11 @@ import tempfile
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from benchmark.errors import Explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -632,17 +634,7 @@ def _words(error: BaseException) -> str:
 
 def _expected(error: BaseException) -> bool:
     """Whether this is an error that its message explains."""
-    names: dict[str, Any] = {
-        "benchmark.config": "ConfigError",
-        "benchmark.results": "ResultsError",
-        "benchmark.sources": "DataError",
-        "studies.storage": "StudyError",
-        "benchmark.server": "TrackingError",
-        "reports.load": "ReportError",
-    }
-    # Only what was imported can have been raised; importing here would cost seconds.
-    ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)
-    return isinstance(error, (*ours, ValueError))
+    return isinstance(error, Explained | ValueError)
 
 
 def _fail(message: str, status: int) -> NoReturn:

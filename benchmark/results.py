@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmark import metrics
 from benchmark.collection import uncollected
+from benchmark.errors import Explained
 from benchmark.files import replacing
 from benchmark.keys import short
 from benchmark.runs import Result, Run
@@ -54,7 +55,7 @@ REASON = "reason"  # last, and only where a run failed
 KNOWN = frozenset({*LEADING, *METRICS, *TRAILING, REASON})
 
 
-class ResultsError(Exception):
+class ResultsError(Explained):
     """Results cannot be read or written."""
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.errors import Explained
+
 TIMEOUT = 5.0  # seconds a connection may stay silent; torchvision knows two mirrors, so about 10 a source
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -31,7 +33,7 @@ PARTS = ("train_x", "train_y", "test_x", "test_y")
 Arrays = dict[str, NDArray[np.uint8]]
 
 
-class DataError(Exception):
+class DataError(Explained):
     """An image set that cannot be had, with what was tried and why each failed."""
 
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "strategies": {"strategies"},
     "benchmark": {"strategies", "benchmark"},
     "studies": {"strategies", "benchmark", "studies"},
-    "reports": {"reports", "benchmark.intervals", "benchmark.metrics", "benchmark.server"},
+    "reports": {"reports", "benchmark.errors", "benchmark.intervals", "benchmark.metrics", "benchmark.server"},
 }
 SHELL = {"benchmark.cli", "benchmark.terminal"}  # put everything together, importing where it is used
 HEAVY = {"pydantic", "typer", "rich", "mlflow", "pandas", "seaborn", "matplotlib", "optuna", "scipy", "sklearn"}

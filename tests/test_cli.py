@@ -24,6 +24,7 @@ from typer.main import get_command
 
 from benchmark import cli, experiment, listing, schedule, server, tracking
 from benchmark.config import TrainTable
+from benchmark.errors import Explained
 from benchmark.recipe import Recipe
 from benchmark.sources import IDX_FILES
 from strategies import Strategy, registry
@@ -301,6 +302,19 @@ def test_a_study_takes_every_option_that_a_run_takes() -> None:
         for name in ("run", "study")
     )
     assert run <= study and "--max-stack" in run
+
+
+def test_an_error_that_explains_itself_is_no_bug_wherever_it_was_made(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TheirsError(Explained):
+        """Of a package of somebody else's."""
+
+    def refuse(what: str) -> None:
+        raise TheirsError(f"{what}: expected this, got that")
+
+    monkeypatch.setattr(listing, "table", refuse)
+    assert forgetbench("list", "data") == Done(2, "", "forgetbench: data: expected this, got that\n")
 
 
 def test_every_command_has_the_option_that_errors_advise() -> None:
