@@ -430,12 +430,13 @@ def _read(path: Path) -> _Table:
     try:
         content = path.read_bytes()
         # What has no line end was cut off, within a character perhaps: a number there would read as a shorter one.
-        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
-        columns, *listed = csv.reader(lines) if lines else [[]]
+        text = content[: content.rfind(b"\n") + 1].decode()
+        columns, *listed = csv.reader(io.StringIO(text, newline="")) if text else [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is damaged ({error}); move it away, and its runs train again") from None
-    rows = [row for row in listed if len(row) == len(columns)] if "run_key" in columns else []
-    return _Table(columns, rows, content.endswith(b"\n") and len(rows) == len(listed))
+    closed = text.count('"') % 2 == 0  # else cut off at a line end within quotes, where its row goes on
+    rows = [row for row in listed[: None if closed else -1] if len(row) == len(columns)] if "run_key" in columns else []
+    return _Table(columns, rows, closed and content.endswith(b"\n") and len(rows) == len(listed))
 
 
 def _ordered(rows: list[dict[str, Any]]) -> list[str]:
