@@ -428,7 +428,7 @@ class Tracker:
                 "run_key": r.run_key,
                 "rows": "after task 0..T",
                 "columns": "task 1..T",
-                "accuracy": _listed(r.accuracy),
+                "accuracy": _for_json(r.accuracy),
             }
             self._client.log_dict(run_id, matrix, MATRIX)
         ended = started_ms + int(float(r.facts["train_seconds"]) * 1000)  # the run's own share of its stack
@@ -513,8 +513,8 @@ def links(uri: str) -> list[tuple[str, str]]:
     return [(e.name, views.path(e.experiment_id) if knows_views else plain.format(e.experiment_id)) for e in ours]
 
 
-def _listed(a: NDArray[np.float64]) -> list[list[float | None]]:
-    """JSON has no NaN."""
+def _for_json(a: NDArray[np.float64]) -> list[list[float | None]]:
+    """Lists of rows, where NaN is null: JSON has none."""
     return [[float(v) if np.isfinite(v) else None for v in row] for row in a]
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmark import harness, plan, scenarios, schedule
-from benchmark.executors import Local, side_by_side
+from benchmark.executors import Local, threads
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
 from benchmark.learner import Learner
@@ -423,10 +423,11 @@ def test_parameters_lie_in_memory_as_their_gradients_do():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_job_sets_for_itself_does_not_reach_the_caller(workers):
-    threads = torch.get_num_threads()
-    flushed = list(side_by_side([lambda: sys.float_info.min / 2] * 2, workers, threading.Event()))
+    before = torch.get_num_threads()
+    with threads(workers, threading.Event()) as start:
+        flushed = [started.result() for started in [start(lambda: sys.float_info.min / 2) for _ in range(2)]]
     assert flushed == [0.0, 0.0] and sys.float_info.min / 2 > 0
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == before
 
 
 def test_stacks_for_an_accelerator_train_in_a_thread_of_their_own():
