@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import tempfile
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from benchmark.errors import Explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,9 +51,9 @@ class Where(StrEnum):
 
 
 Out = Annotated[Path, typer.Option(help="Folder for results, the MLflow database and its artifacts.")]
-Uri = Annotated[Optional[str], typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]  # ruff: ignore[non-pep604-annotation-optional]
+Uri = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="sqlite:///OUT/mlflow.db")]
 DataDir = Annotated[
-    Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+    Path | None,
     typer.Option(help="Folder that holds the image files already, in torchvision's layout; also FORGETBENCH_DATA."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -60,7 +61,7 @@ ExecutorName = Annotated[
     Where, typer.Option("--executor", help="Where stacks train: local, this process; ray, a cluster.")
 ]
 RayAddress = Annotated[
-    Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
+    str | None,
     typer.Option(help="Of a Ray cluster: auto, host:port.", show_default="start Ray on this machine"),
 ]
 Cpus = Annotated[float, typer.Option("--cpus-per-stack", min=0.01, help="Ray: processors of a stack, and its threads.")]
@@ -102,7 +103,7 @@ def _every_command(
 def run(
     preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list presets) or a TOML file.")],
     overrides: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Argument(help="KEY=VALUE ... over the file, such as train.epochs=2 seeds=5.", show_default=False),
     ] = None,
     device: Device = "auto",
@@ -156,7 +157,7 @@ def run(
 def study(
     preset_or_file: Annotated[str, typer.Argument(help="Name of a preset (forgetbench list studies) or a TOML file.")],
     overrides: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Argument(help="KEY=VALUE ... over the file, such as study.trials=8.", show_default=False),
     ] = None,
     device: Device = "auto",
@@ -165,7 +166,7 @@ def study(
     tracking_uri: Uri = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not track.")] = False,
     storage: Annotated[
-        Optional[str],  # ruff: ignore[non-pep604-annotation-optional]
+        str | None,
         typer.Option(
             help="Where Optuna keeps its trials: a URL, or a journal file (.journal, .log).",
             show_default="sqlite:///OUT/optuna.db",
@@ -269,19 +270,19 @@ def study(
 @app.command()
 def report(
     experiment: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Option("--experiment", help="MLflow experiment to report on; of none, the only one."),
     ] = None,
     study: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Option("--study", help="Study to report on."),
     ] = None,
     run: Annotated[
-        Optional[list[str]],  # ruff: ignore[non-pep604-annotation-optional]
+        list[str] | None,
         typer.Option("--run", help="MLflow run id; an overview's stands for its runs."),
     ] = None,
     output: Annotated[
-        Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+        Path | None,
         typer.Option(
             "--output", "-o", help="Folder of the report, replaced as a whole.", show_default="OUT/reports/NAME"
         ),
@@ -289,7 +290,7 @@ def report(
     baseline: Annotated[str, typer.Option(help="Strategy that others are compared with, paired by seed.")] = "naive",
     formats: Annotated[str, typer.Option("--format", help="Of md, tex, html, pdf: several with commas.")] = "md,tex",
     template: Annotated[
-        Optional[Path],  # ruff: ignore[non-pep604-annotation-optional]
+        Path | None,
         typer.Option(help="Jinja2 file that replaces or extends report.md.j2.", exists=True, dir_okay=False),
     ] = None,
     allow_mixed: Annotated[
@@ -322,7 +323,7 @@ def report(
 
 
 @app.command("list")
-def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
+def list_(what: Annotated[What, typer.Argument(help="What to list.")], debug: Debug = False) -> None:
     """List what an experiment file can name.
 
     Example: forgetbench list strategies
@@ -368,7 +369,6 @@ def ui(
         return
     if uri == _default_uri(out) and not (out / "mlflow.db").is_file():
         _fail(f"no results in {out} yet (forgetbench run permuted-digits)", 2)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from benchmark import server
     from benchmark.terminal import plain
 
@@ -458,7 +458,7 @@ def fetch(
 
 @data_app.command("verify")
 def verify(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Image sets; none: all that are cached.")] = None,  # ruff: ignore[non-pep604-annotation-optional]
+    names: Annotated[list[str] | None, typer.Argument(help="Image sets; none: all that are there.")] = None,
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> None:
@@ -468,8 +468,7 @@ def verify(
     """
     from benchmark import data
 
-    cached = [name for name in data.NAMES if (data.cache_dir() / f"{name}.npz").is_file()]
-    for name in names or [*cached, "digits"]:
+    for name in names or data.held(data_dir):
         _console().print(f"{name}: {data.verify(name, data_dir)}", highlight=False, soft_wrap=True)
 
 
@@ -492,8 +491,8 @@ def _console() -> Console:
     from rich.console import Console
 
     # A file has no width; rich would take 80 columns and fold the table.
-    # No emoji: `package:tv` is a name, not a television.
-    return Console(emoji=False) if sys.stdout.isatty() else Console(width=120, emoji=False)
+    # `package:tv` is a name, not a television, and brackets are a label's.
+    return Console(width=None if sys.stdout.isatty() else 120, emoji=False, markup=False)
 
 
 def _experiment(
@@ -635,17 +634,7 @@ def _words(error: BaseException) -> str:
 
 def _expected(error: BaseException) -> bool:
     """Whether this is an error that its message explains."""
-    names: dict[str, Any] = {
-        "benchmark.config": "ConfigError",
-        "benchmark.results": "ResultsError",
-        "benchmark.sources": "DataError",
-        "studies.storage": "StudyError",
-        "benchmark.server": "TrackingError",
-        "reports.load": "ReportError",
-    }
-    # Only what was imported can have been raised; importing here would cost seconds.
-    ours = tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)
-    return isinstance(error, (*ours, ValueError))
+    return isinstance(error, Explained | ValueError)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -17,9 +17,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from benchmark import models, scenarios
+from benchmark.keys import short
 from benchmark.models import Model
 from benchmark.recipe import Precision, Recipe
-from benchmark.results import KNOWN, short
+from benchmark.results import KNOWN
 from benchmark.runs import RESERVED, Run
 from benchmark.scenarios import Scenario
 from strategies import registry

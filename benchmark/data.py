@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark import own_data
+from benchmark.files import replacing
 from benchmark.keys import digest
 from benchmark.sources import PARTS, SPECS, Arrays, DataError, Spec, covered, read_raw, sources, unpack, verify_arrays
 from strategies.registry import did_you_mean
@@ -180,6 +182,26 @@ def _environment_dir() -> Path | None:
     return Path(os.environ["FORGETBENCH_DATA"]) if os.environ.get("FORGETBENCH_DATA") else None
 
 
+def held(data_dir: Path | None = None) -> list[str]:
+    """Names of the image sets on disk, damaged or not.
+
+    Args:
+        data_dir: as for `load`.
+
+    Raises:
+        DataError: none in that folder.
+    """
+    folder = data_dir or _environment_dir()
+    if not folder:
+        return [*(name for name in SPECS if (cache_dir() / f"{name}.npz").is_file()), "digits"]
+    found = [name for name, spec in SPECS.items() if any(path.exists() for path in _places(spec, folder))]
+    if not found:
+        raise DataError(
+            f"data folder {folder}: expected files of {', '.join(SPECS)}, found none; give another --data-dir"
+        )
+    return found
+
+
 def verify(name: str, data_dir: Path | None = None) -> str:
     """Check what is on disk, fetching nothing.
 
@@ -211,12 +233,17 @@ def verify(name: str, data_dir: Path | None = None) -> str:
     return f"{'verified' if spec.md5 else COMPLETE}, {path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
+def _places(spec: Spec, folder: Path) -> tuple[Path, Path, Path]:
+    """Where a set may lie in a folder: our cache file, torchvision's folder, and what torchvision downloads."""
+    cached = folder / f"{spec.name}.npz"
+    return cached, folder / spec.folder, folder / spec.archive if spec.archive else cached
+
+
 def _from_folder(spec: Spec, folder: Path, say: Say) -> Arrays:
-    packed = folder / f"{spec.name}.npz"
-    if packed.is_file():
-        say(f"{spec.name}: {packed}")
-        return _read(spec, packed)
-    raw, packed = folder / spec.folder, folder / (spec.archive or f"{spec.name}.npz")
+    cached, raw, packed = _places(spec, folder)
+    if cached.is_file():
+        say(f"{spec.name}: {cached}")
+        return _read(spec, cached)
     if not raw.is_dir() and not packed.is_file():
         archive = f", no {spec.archive}" if spec.archive else ""
         raise DataError(
@@ -245,8 +272,7 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
             say(f"{spec.name}: cache {path}")
             return arrays
         except DataError as error:
-            path.unlink(missing_ok=True)
-            tried.append(f"cache: {error}; deleted")
+            tried.append(f"cache: {error}")
     else:
         tried.append(f"cache: no {path}")
     say(f"{spec.name}: {tried[-1]}")
@@ -255,9 +281,9 @@ def _from_cache_or_sources(spec: Spec, say: Say) -> Arrays:
             with tempfile.TemporaryDirectory(prefix="forgetbench-") as folder:
                 fetch(spec, Path(folder))
                 arrays = read_raw(spec, Path(folder))
-        except (DataError, OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            tried.append(f"{title}: {reason[:200]}")
+        except Exception as error:  # a mirror, a proxy or a damaged file fails in many ways, and the next may do
+            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            tried.append(f"{title}: {' '.join(reason.split())[:200]}")
             say(f"{spec.name}: {tried[-1]}")
             continue
         say(f"{spec.name}: {title}: fetched and verified")
@@ -281,11 +307,14 @@ def _read(spec: Spec, path: Path) -> Arrays:
         path: of our cache file.
 
     Raises:
-        DataError: corrupt, truncated, or not the published images.
+        DataError: corrupt, truncated, not the published images, or whole perhaps but not ours to read.
     """
     try:
-        # NumPy leaves a file it opened itself open where it holds no archive.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    try:
+        with np.load(content, allow_pickle=False) as file:
             arrays = {part: file[part] for part in PARTS}
     except Exception as error:  # zlib.error, NotImplementedError, ...: a damaged archive fails in many ways
         raise DataError(f"{path} is corrupt or truncated ({error})") from error
@@ -296,14 +325,8 @@ def _read(spec: Spec, path: Path) -> Arrays:
 def _write(path: Path, arrays: Arrays) -> None:
     """Atomic: another process sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz", delete=False) as file:
-        try:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _image_set(spec: Spec, arrays: Arrays) -> ImageSet:

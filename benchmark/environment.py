@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmark import own_data
 from benchmark.data import ImageSet
 from benchmark.server import typed
 
@@ -36,10 +37,10 @@ def describe(device: torch.device, tasks: Iterable[ImageSet]) -> dict[str, str]:
 
 
 def _checksums(tasks: Iterable[ImageSet]) -> dict[str, str]:
-    """Of each set by its name; with numbers where tasks see it differently, turned say."""
+    """Of each set by its stem; with numbers where tasks see it differently, turned say, or two stems are alike."""
     seen: dict[str, list[str]] = {}
     for images in tasks:
-        checksums = seen.setdefault(images.name, [])
+        checksums = seen.setdefault(own_data.stem(images.name), [])
         if images.checksum not in checksums:
             checksums.append(images.checksum)
     return {
@@ -86,19 +87,15 @@ def _device_name(device: torch.device) -> str:
 
 
 def _git_revision() -> str:
-    """Of the code that runs, if it lies in a checkout; `+` marks uncommitted changes."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    """Of the code that runs, if a checkout tracks it; `+` marks uncommitted changes."""
+    file = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", file.name)  # an installed copy may lie within another project's checkout
+        return git("describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -110,29 +110,13 @@ class Local:
     def open(self, site: Site, workers: int) -> Generator[Submit, None, None]:
         """A pool of threads; for one worker on the CPU the caller's own, where a job has ended when it is handed in."""
         site.load()
-        with _threads(workers, site.stop, background=site.device.type != "cpu") as start:
+        with threads(workers, site.stop, background=site.device.type != "cpu") as start:
 
             def submit(job: Job, *needs: Any) -> Ticket:
                 pair = start(lambda: job(site, *[left.result()[0] for left in needs]))
                 return Ticket(pair, then(pair, lambda ended: ended[1]))
 
             yield submit
-
-
-def side_by_side(jobs: Sequence[Callable[[], T]], workers: int, stop: threading.Event) -> Iterator[T]:
-    """Run jobs, the first ones first.
-
-    Args:
-        jobs: independent of each other.
-        workers: how many at a time.
-        stop: set when the caller gives up; a job that sees it raises `Cancelled`.
-
-    Yields:
-        What each job returns, as it finishes.
-    """
-    with _threads(min(workers, len(jobs)), stop) as start:
-        for future in as_completed([start(job) for job in jobs]):
-            yield future.result()
 
 
 def then(future: Future[Any], fn: Callable[[Any], T]) -> Future[T]:
@@ -150,7 +134,7 @@ def then(future: Future[Any], fn: Callable[[Any], T]) -> Future[T]:
 
 
 @contextmanager
-def _threads(
+def threads(
     workers: int, stop: threading.Event, *, background: bool = False
 ) -> Generator[Callable[[Callable[[], Any]], Future[Any]], None, None]:
     """A function that starts jobs on that many threads, which share the cores.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -81,15 +82,14 @@ def frames(records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
         ]
     )
     accuracy = pd.DataFrame(
-        [(r.run_key, r.strategy, r.seed, k, j + 1, r.accuracy[k, j]) for r in records for k, j in _cells(r)],
+        [
+            (r.run_key, r.strategy, r.seed, k, j + 1, r.accuracy[k, j])
+            for r in records
+            for k, j in np.ndindex(r.accuracy.shape)
+        ],
         columns=["run_key", "strategy", "seed", "after_task", "task", "accuracy"],
     )
     return runs, accuracy
-
-
-def _cells(r: Record) -> list[tuple[int, int]]:
-    rows, columns = r.accuracy.shape
-    return [(k, j) for k in range(rows) for j in range(columns)]
 
 
 def run(

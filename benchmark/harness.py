@@ -33,7 +33,7 @@ class Listener(Protocol):
     """Hears what the harness does; all methods of `Silent` are the defaults."""
 
     def stack_started(self, number: int, runs: int, title: str) -> None:
-        """A stack (or trunk, numbered as the stack that follows) begins."""
+        """A stack, numbered from 1, or a trunk, whose number is 0, begins."""
 
     def epoch_done(self, runs: int, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
         """That many runs finished an epoch; the loss is their mean."""

@@ -1,4 +1,7 @@
-"""Keyed randomness: what is drawn depends on the key alone, never on strategy, stack, neighbours or device."""
+"""Keyed randomness: what is drawn depends on the key alone, never on strategy, stack, neighbours or device.
+
+And what tells things apart by name: digests, and numbers in labels.
+"""
 
 from __future__ import annotations
 
@@ -24,3 +27,8 @@ def digest(content: Any) -> str:
     """16 hex digits that identify JSON-serialisable content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def short(value: float) -> str:
+    """A number in few digits, but so that it reads back equal: values that differ differ in labels and tables too."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)

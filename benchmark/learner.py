@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from benchmark.feed import Feed, Lesson
 from benchmark.recipe import Recipe
@@ -334,7 +335,7 @@ class Learner:
     def _widest(self) -> int:
         """Values of the largest output of any layer for one input, the input included."""
         x = torch.zeros(1, *self.shape, dtype=self.recipe.dtype, device=self.device)
-        return max(x.numel(), *layer_outputs(self.model, x))
+        return max([x.numel(), *layer_outputs(self.model, x)])
 
     def networks(self, rows: Sequence[int], active: Tensor) -> Networks:
         """The networks of some runs, in eval mode.
@@ -382,7 +383,7 @@ def _received(
 
 def _arrays(tree: Any) -> Any:
     """Nested dictionaries of tensors as arrays."""
-    return {k: _arrays(v) for k, v in tree.items()} if isinstance(tree, dict) else tree.cpu().numpy()
+    return tree_map(lambda t: t.cpu().numpy(), tree)
 
 
 def _tensors(tree: Any, device: torch.device) -> Any:
@@ -393,11 +394,11 @@ def _tensors(tree: Any, device: torch.device) -> Any:
 
 
 def layer_outputs(model: nn.Module, x: Tensor) -> list[int]:
-    """Values that each layer of a network puts out for an input."""
+    """Values that each layer of a network puts out for an input, as one tensor or several."""
     sizes: list[int] = []
 
-    def note(module: nn.Module, args: object, y: Tensor) -> None:
-        sizes.append(y.numel())
+    def note(module: nn.Module, args: object, y: object) -> None:
+        sizes.append(sum(part.numel() for part in tree_leaves(y) if isinstance(part, Tensor)))
 
     handles = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
     try:

@@ -1,4 +1,4 @@
-"""What an experiment file can name, as tables for the terminal."""
+"""What an experiment file can name, as tables for a console that takes no markup."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _new(*columns: str) -> Table:
 
 
 def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n")[0].replace("[", r"\[")
+    return (text or "").strip().split("\n")[0]
 
 
 def _strategies() -> Table:
@@ -67,11 +67,11 @@ def _train() -> Table:
     from benchmark.config import EPOCHS, TrainTable
     from benchmark.recipe import Recipe
 
-    made, docs = _new(r"key of \[train]", "default", "what it does", "choices"), attributes(Recipe)
+    made, docs = _new("key of [train]", "default", "what it does", "choices"), attributes(Recipe)
     for name, field in TrainTable.model_fields.items():
         choices = ", ".join(word for word in get_args(field.annotation) if isinstance(word, str))
         default = {"epochs": str(EPOCHS), "iterations": ""}.get(name, str(field.default))
-        made.add_row(name, default, docs[name].replace("[", r"\["), choices)
+        made.add_row(name, default, docs[name], choices)
     return made
 
 
@@ -97,7 +97,7 @@ def _scenarios() -> Table:
             made.add_row(name, what if i == 0 else "", options if i == 0 else "")
         made.add_row(f"{kind} with set = ...", "any image set, or one of your own", "")
     made.add_row(
-        r'\["a", "b", ...]', f"any sequence of image sets of one shape: {', '.join(data.NAMES)}", "incremental = domain"
+        '["a", "b", ...]', f"any sequence of image sets of one shape: {', '.join(data.NAMES)}", "incremental = domain"
     )
     made.add_row("", "or of your own: a path of an .npz file, or package.module:function", "")
     return made

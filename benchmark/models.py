@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmark import stackable
-from benchmark.keys import digest, generator_seed
+from benchmark.keys import digest, generator_seed, short
 from benchmark.networks import AtLeast, Cnn, Mlp, MlpBN, ResNet18Small
 from strategies import imports
 from strategies.registry import did_you_mean
@@ -100,7 +100,7 @@ def _drawing() -> Generator[None, None, None]:
 def _short(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(_short, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return short(value) if isinstance(value, float) else str(value)
 
 
 @functools.cache

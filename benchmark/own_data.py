@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -48,6 +49,15 @@ def is_own(name: object) -> bool:
 def is_file(name: str) -> bool:
     """Whether a name is a path that ends in `.npz`."""
     return name.endswith(".npz")
+
+
+def stem(name: str) -> str:
+    """What a set is called within other names: a path, or an import path, has signs that MLflow and folders refuse.
+
+    Args:
+        name: of any set.
+    """
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem if is_file(name) else name)
 
 
 def _is_import_path(name: str) -> bool:

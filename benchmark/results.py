@@ -15,7 +15,6 @@ import json
 import operator
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +29,9 @@ from numpy.typing import NDArray
 
 from benchmark import metrics
 from benchmark.collection import uncollected
+from benchmark.errors import Explained
+from benchmark.files import replacing
+from benchmark.keys import short
 from benchmark.runs import Result, Run
 
 ANYTIME = ("min_acc", "wc_acc", "average_anytime_accuracy")
@@ -53,7 +55,7 @@ REASON = "reason"  # last, and only where a run failed
 KNOWN = frozenset({*LEADING, *METRICS, *TRAILING, REASON})
 
 
-class ResultsError(Exception):
+class ResultsError(Explained):
     """Results cannot be read or written."""
 
 
@@ -126,11 +128,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return short(value)
     return "" if value is None else str(value)
-
-
-def short(value: float) -> str:
-    """A number in few digits, but so that it reads back equal."""
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # ruff: ignore[float-equality-comparison] (exactly)
 
 
 class Store:
@@ -256,7 +253,8 @@ class Store:
             return
         whole = rows(self.records.values())
         columns = _ordered(whole)
-        replace(path, _text_of([dict(zip(columns, columns, strict=True)), *whole], columns))
+        with replacing(path) as file:
+            file.write(_text_of([dict(zip(columns, columns, strict=True)), *whole], columns).encode())
         self._columns[name] = columns
 
     def describe(self, settings: dict[str, str], environment: dict[str, str], strategies: Sequence[str] = ()) -> None:
@@ -272,7 +270,8 @@ class Store:
         """
         content = {"settings": settings, "environment": environment, "strategies": list(strategies)}
         try:
-            replace(self.folder / "environment.json", json.dumps(content, indent=2) + "\n")
+            with replacing(self.folder / "environment.json") as file:
+                file.write(json.dumps(content, indent=2).encode() + b"\n")
         except OSError as error:
             raise ResultsError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
@@ -431,12 +430,13 @@ def _read(path: Path) -> _Table:
     try:
         content = path.read_bytes()
         # What has no line end was cut off, within a character perhaps: a number there would read as a shorter one.
-        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
-        columns, *listed = csv.reader(lines) if lines else [[]]
+        text = content[: content.rfind(b"\n") + 1].decode()
+        columns, *listed = csv.reader(io.StringIO(text, newline="")) if text else [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is damaged ({error}); move it away, and its runs train again") from None
-    rows = [row for row in listed if len(row) == len(columns)] if "run_key" in columns else []
-    return _Table(columns, rows, content.endswith(b"\n") and len(rows) == len(listed))
+    closed = text.count('"') % 2 == 0  # else cut off at a line end within quotes, where its row goes on
+    rows = [row for row in listed[: None if closed else -1] if len(row) == len(columns)] if "run_key" in columns else []
+    return _Table(columns, rows, closed and content.endswith(b"\n") and len(rows) == len(listed))
 
 
 def _ordered(rows: list[dict[str, Any]]) -> list[str]:
@@ -472,18 +472,3 @@ def _append(path: Path, text: str) -> None:
         except BaseException:
             file.truncate(before)
             raise
-
-
-def replace(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

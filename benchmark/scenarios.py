@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmark import data
+from benchmark import data, own_data
 from benchmark.data import ImageSet
-from benchmark.keys import digest, generator
+from benchmark.keys import digest, generator, short
 from strategies.registry import did_you_mean
 
 Incremental = Literal["task", "domain", "class"]
@@ -202,7 +201,7 @@ class Scenario:
             "tasks": self.tasks,
             "images": ", ".join(self.sets if len(self._versions) > 1 else self.sets[:1]),
             "permuted": self.permuted if self.permuted != "no" else None,
-            "angles": ", ".join(f"{angle:g}" for angle in self.angles) or None,
+            "angles": ", ".join(map(short, self.angles)) or None,
             "class_order": _listed(self.class_order) if self.split else None,
             "labels": _listed(self.labels) or None,
             "data_version": digest(own) if (own := {k: v for k, v in self._versions.items() if v}) else None,
@@ -393,8 +392,7 @@ def resolve(spec: str | list[str] | dict[str, Any]) -> Scenario:
             raise ValueError(
                 f"set: expected an image set, a path of an .npz file or package.module:function, got {images!r}"
             )
-        # A path or an import path makes a poor name.
-        name = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(images).stem if images.endswith('.npz') else images)}"
+        name = f"{kind}-{own_data.stem(images)}"
     if name is None or kind not in KINDS or not images:
         raise ValueError(f"unknown scenario {name!r}{did_you_mean(name, NAMES)} (forgetbench list scenarios)")
     if name not in NAMES and images not in data.NAMES and ":" not in images and not images.endswith(".npz"):

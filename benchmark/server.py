@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.collection import uncollected
 from benchmark.databases import prepared
+from benchmark.errors import Explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +38,7 @@ USER = re.compile(r"//(?:[^/]*|[^/:\[\s]*:(?!\d*/)\S*)@")
 PAGE = 200  # runs a search request; a busy server may take a second for as many, and has `TIMEOUT` for it
 
 
-class TrackingError(Exception):
+class TrackingError(Explained):
     """The tracking server cannot be used; results are on disk all the same."""
 
 

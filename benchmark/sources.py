@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import shutil
 import socket
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.errors import Explained
+
 TIMEOUT = 5.0  # seconds a connection may stay silent; torchvision knows two mirrors, so about 10 a source
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -30,7 +33,7 @@ PARTS = ("train_x", "train_y", "test_x", "test_y")
 Arrays = dict[str, NDArray[np.uint8]]
 
 
-class DataError(Exception):
+class DataError(Explained):
     """An image set that cannot be had, with what was tried and why each failed."""
 
 
@@ -336,7 +339,7 @@ def _require_answer(urls: list[str]) -> None:
             answers.append(url)
         except urllib.error.HTTPError:
             answers.append(url)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             failures.append(str(getattr(error, "reason", error)))
 
     threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]

@@ -1,4 +1,4 @@
-"""What a person sees: progress while stacks train, and the table at the end."""
+"""What a person sees: progress while stacks train, and the table at the end, for a console that takes no markup."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     table.add_column("n", justify="right")
     known = names.tasks(accuracy["task"].nunique(), recipes.shared(runs).get("images", ""))
     for task in shown:
-        table.add_column(known[task - 1].replace("[", r"\["), justify="right")
+        table.add_column(known[task - 1], justify="right")
     for metric in metrics:
         table.add_column(MAIN[metric].replace(" ", "\n", 1), justify="right", no_wrap=True)
     for status in lost:
@@ -192,8 +192,7 @@ def result_table(runs: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         cells = [percent(row.mean, row.low, row.high) for row in compare.rows(own)]
         by_task = [number(mean) for mean in means]
         extra = [str(many.get(strategy, "")) for many in lost.values()]
-        # Brackets of a label are no markup.
-        table.add_row(str(strategy).replace("[", r"\["), str(own["n"].max()), *by_task, *cells, *extra)
+        table.add_row(str(strategy), str(own["n"].max()), *by_task, *cells, *extra)
     return table
 
 
@@ -226,7 +225,7 @@ def study_table(answers: Sequence[Answer]) -> Table:
     if incomplete:
         table.add_column("test runs", justify="right", style="red")
     for answer in answers:
-        label = answer.label.replace("[", r"\[") + (f"\n{answer.protocol}" if len(protocols) > 1 else "")
+        label = answer.label + (f"\n{answer.protocol}" if len(protocols) > 1 else "")
         first = [label, shown(answer.params) or "none"]
         last = [counted(answer.trials), *([counted(answer.tests)] if incomplete and answer.tests else [])]
         flat = "; ".join(f"{k} {_range(low, high)}" for k, (low, high) in answer.flat.items())
@@ -283,7 +282,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         reported, here = mean_interval(row.reported), mean_interval([*row.values.values()])
         gap = mean_interval(differences(row, rows))
         table.add_row(
-            row.label.replace("[", r"\["),
+            row.label,
             row.protocol,
             shown(row.params) or "none",
             row.objective.replace("_", " "),

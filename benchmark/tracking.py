@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark import views
-from benchmark.results import Record, replace
+from benchmark.files import replacing
+from benchmark.results import Record
 from benchmark.server import (
     KEY,
     KIND,
@@ -35,7 +36,6 @@ from benchmark.server import (
     TrackingError,
     client,
     explained,
-    quiet,
     search,
 )
 from strategies import registry
@@ -428,7 +428,7 @@ class Tracker:
                 "run_key": r.run_key,
                 "rows": "after task 0..T",
                 "columns": "task 1..T",
-                "accuracy": _listed(r.accuracy),
+                "accuracy": _for_json(r.accuracy),
             }
             self._client.log_dict(run_id, matrix, MATRIX)
         ended = started_ms + int(float(r.facts["train_seconds"]) * 1000)  # the run's own share of its stack
@@ -468,7 +468,8 @@ def _owner(folder: Path) -> str:
     path = folder / ".owner"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        replace(path, uuid.uuid4().hex)
+        with replacing(path) as file:
+            file.write(uuid.uuid4().hex.encode())
     return path.read_text(encoding="ascii")
 
 
@@ -496,11 +497,15 @@ def links(uri: str) -> list[tuple[str, str]]:
 
     Args:
         uri: of a local tracking store.
+
+    Raises:
+        TrackingError: nothing usable answers there.
     """
-    with explained(uri), quiet():
+    opened = client(uri)
+    with explained(uri):
         import mlflow
 
-        found = mlflow.MlflowClient(tracking_uri=uri).search_experiments()
+        found = opened.search_experiments()
     # Older versions show an empty page for a view saved in this form.
     knows_views = tuple(int(part) for part in mlflow.__version__.split(".")[:2]) >= (3, 15)
     ours = [e for e in found if f"mlflow.sharedViewState.{views.VIEW}" in e.tags]
@@ -508,8 +513,8 @@ def links(uri: str) -> list[tuple[str, str]]:
     return [(e.name, views.path(e.experiment_id) if knows_views else plain.format(e.experiment_id)) for e in ours]
 
 
-def _listed(a: NDArray[np.float64]) -> list[list[float | None]]:
-    """JSON has no NaN."""
+def _for_json(a: NDArray[np.float64]) -> list[list[float | None]]:
+    """Lists of rows, where NaN is null: JSON has none."""
     return [[float(v) if np.isfinite(v) else None for v in row] for row in a]
 
 

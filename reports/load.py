@@ -39,6 +39,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmark.errors import Explained
 from benchmark.server import (
     KEY,
     KIND,
@@ -69,7 +70,7 @@ ARTIFACTS = "mlartifacts"  # the folder beside a database of which artifacts hav
 IDS = 200  # runs named in a search request
 
 
-class ReportError(Exception):
+class ReportError(Explained):
     """There is nothing to report, or not what was asked for."""
 
 

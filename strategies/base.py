@@ -28,6 +28,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -215,13 +216,14 @@ class Strategy:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.metadata.get("hyper"):
-                object.__setattr__(self, f.name, float(value))
+            value, is_hyper = getattr(self, f.name), f.metadata.get("hyper", False)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are numbers too
             low, high = f.metadata.get("low", -math.inf), f.metadata.get("high", math.inf)
-            if isinstance(value, int | float) and not low <= value <= high:
+            if (is_number and not low <= float(value) <= high) or (is_hyper and not is_number):
                 bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise ValueError(f"{f.name}: expected a number {bounds}, got {value:g}")
+                raise ValueError(f"{f.name}: expected a number {bounds}, got {value!r}")
+            if is_hyper:
+                object.__setattr__(self, f.name, float(value))
 
     @classmethod
     def hyperparameters(cls) -> tuple[str, ...]:

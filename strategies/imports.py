@@ -73,7 +73,10 @@ def _imported(text: str, package: str) -> tuple[str, ...]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             written = "." * node.level + (node.module or "")
-            origin = importlib.util.resolve_name(written, package) if node.level else written
+            try:
+                origin = importlib.util.resolve_name(written, package) if node.level else written
+            except ImportError:  # as the module itself found out: it went another way
+                continue
             found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return tuple(found)
 

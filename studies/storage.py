@@ -17,6 +17,7 @@ from optuna import Study
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from benchmark.errors import Explained
 from benchmark.server import redacted
 from studies import databases
 from studies.pulse import Pulse
@@ -31,7 +32,7 @@ HEARTBEAT, GRACE = 20, 240
 longer than a database may be away, since nobody's heart beats then."""
 
 
-class StudyError(Exception):
+class StudyError(Explained):
     """A study that cannot be opened or continued."""
 
 

@@ -16,13 +16,13 @@ ALLOWED = {
     "strategies": {"strategies"},
     "benchmark": {"strategies", "benchmark"},
     "studies": {"strategies", "benchmark", "studies"},
-    "reports": {"reports", "benchmark.intervals", "benchmark.metrics", "benchmark.server"},
+    "reports": {"reports", "benchmark.errors", "benchmark.intervals", "benchmark.metrics", "benchmark.server"},
 }
 SHELL = {"benchmark.cli", "benchmark.terminal"}  # put everything together, importing where it is used
 HEAVY = {"pydantic", "typer", "rich", "mlflow", "pandas", "seaborn", "matplotlib", "optuna", "scipy", "sklearn"}
 CORE = (
     "data", "own_data", "sources", "scenarios", "feed", "networks", "stackable", "models", "recipe", "learner", "harness",
-    "plan", "schedule", "executors", "graphs", "replay", "memory", "blame", "runs", "metrics", "results", "keys", "perf.gpu",
+    "plan", "schedule", "executors", "files", "graphs", "replay", "memory", "blame", "runs", "metrics", "results", "keys", "perf.gpu",
 )  # fmt: skip
 
 

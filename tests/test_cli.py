@@ -24,8 +24,11 @@ from typer.main import get_command
 
 from benchmark import cli, experiment, listing, schedule, server, tracking
 from benchmark.config import TrainTable
+from benchmark.errors import Explained
 from benchmark.recipe import Recipe
 from benchmark.sources import IDX_FILES
+from strategies import Strategy, registry
+from strategies.base import option
 
 GOOD = """
 name = "trial"
@@ -301,6 +304,26 @@ def test_a_study_takes_every_option_that_a_run_takes() -> None:
     assert run <= study and "--max-stack" in run
 
 
+def test_an_error_that_explains_itself_is_no_bug_wherever_it_was_made(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TheirsError(Explained):
+        """Of a package of somebody else's."""
+
+    def refuse(what: str) -> None:
+        raise TheirsError(f"{what}: expected this, got that")
+
+    monkeypatch.setattr(listing, "table", refuse)
+    assert forgetbench("list", "data") == Done(2, "", "forgetbench: data: expected this, got that\n")
+
+
+def test_every_command_has_the_option_that_errors_advise() -> None:
+    group = get_command(cli.app)
+    for name, command in {**group.commands, **group.commands["data"].commands}.items():
+        if name != "data":
+            assert "--debug" in {option for parameter in command.params for option in parameter.opts}, name
+
+
 def test_no_command_is_without_a_test_of_its_help() -> None:
     assert {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback} <= {
         "run", "list", "ui", "sync", "study", "report", "check",
@@ -336,6 +359,20 @@ def test_everything_a_file_can_name_is_listed(forgetbench: Command, what: str, n
         assert name in done.out
 
 
+def test_what_looks_like_markup_is_listed_as_it_is_written(
+    forgetbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Marked(Strategy):
+        """A [bold] claim: \\[x]."""
+
+        mode: str = option("[red]", doc="one of [red], [blue] \\")
+
+    monkeypatch.setitem(registry.BUILT_IN, "marked", Marked)
+    out = " ".join(forgetbench("list", "strategies").out.split())
+    assert "marked A [bold] claim: \\[x]. mode [red] one of [red], [blue] \\" in out
+
+
 def test_the_keys_of_training_are_listed_with_defaults_and_what_they_do(forgetbench: Command) -> None:
     lines = {line.split()[0]: " ".join(line.split()) for line in forgetbench("list", "train").out.splitlines() if line}
     assert TrainTable.model_fields.keys() == listing.attributes(Recipe).keys() <= lines.keys()
@@ -350,6 +387,12 @@ def test_a_listed_example_of_a_scenario_can_be_copied(forgetbench: Command) -> N
 def test_digits_can_be_fetched_and_verified_anywhere(forgetbench: Command) -> None:
     assert "digits: 1437 training and 360 test images" in forgetbench("data", "fetch", "digits").out
     assert "digits: comes with scikit-learn" in forgetbench("data", "verify").out
+
+
+def test_of_a_folder_without_names_what_is_there_is_verified(forgetbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "images" / "FashionMNIST" / "raw").mkdir(parents=True)
+    done = forgetbench("data", "verify", "--data-dir", "images")
+    assert_one_message(done, "fashion-mnist: images/FashionMNIST/raw/train-images-idx3-ubyte is missing")
 
 
 # ui

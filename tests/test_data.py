@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gzip
 import hashlib
+import http.client
+import io
+import os
 import random
+import re
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmark import data
+from benchmark import data, sources
 from benchmark.sources import IDX_FILES, SPECS, DataError, Spec
 
 Sources = Callable[..., None]
@@ -66,7 +73,19 @@ def unreachable(spec: Spec, root: Path) -> None:
 
 
 def forbidden(spec: Spec, root: Path) -> None:
-    raise AssertionError("nothing may be fetched here")
+    pytest.fail("nothing may be fetched here")  # which nobody takes for a source's failure
+
+
+def refusing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody open a file, root included."""
+    opened = io.open
+
+    def refused(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", refused)
 
 
 def cache_file() -> Path:
@@ -103,6 +122,33 @@ def test_sources_are_tried_in_order_until_one_delivers(files: dict[str, bytes], 
     assert len(data.load("mnist", say=said.append).train_y) == 6
     assert "source 1: no mirror answered" in said[1]
     assert "source 2: fetched and verified" in said[2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EOFError("cut off"), tarfile.ReadError("cut off"), KeyError("cut off"), StopIteration("cut off")],
+    ids=repr,
+)
+def test_however_a_source_fails_the_next_is_tried(files: dict[str, bytes], offer: Sources, error: Exception) -> None:
+    def broken(spec: Spec, root: Path) -> None:
+        raise error
+
+    said: list[str] = []
+    offer(broken, lambda spec, root: put(files, root))
+    assert len(data.load("mnist", say=said.append).train_y) == 6
+    assert re.fullmatch(rf"mnist: source 1: {type(error).__name__}: '?cut off'?", said[1])
+
+
+def test_a_proxy_that_answers_nonsense_is_no_mirror(
+    files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, offer: Sources
+) -> None:
+    def nonsense(*args: object, **kwargs: object) -> None:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr("urllib.request.urlopen", nonsense)
+    offer(sources.sources(SPECS["mnist"])[0][1])
+    with pytest.raises(DataError, match=r"source 1: no mirror answered \(SSH-2.0\)"):
+        data.load("mnist")
 
 
 def test_files_that_are_not_the_published_ones_are_refused_and_the_next_source_is_tried(
@@ -170,14 +216,14 @@ def test_a_cache_folder_that_cannot_be_made_is_said_in_one_message(
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1, -200])
-def test_a_truncated_cache_is_deleted_and_fetched_again(files: dict[str, bytes], offer: Sources, kept: int) -> None:
+def test_a_truncated_cache_is_fetched_again(files: dict[str, bytes], offer: Sources, kept: int) -> None:
     offer(lambda spec, root: put(files, root))
     whole = data.load("mnist").checksum
     path = cache_file()
     path.write_bytes(path.read_bytes()[:kept])
     said: list[str] = []
     assert data.load("mnist", say=said.append).checksum == whole
-    assert "corrupt or truncated" in said[0] and "deleted" in said[0]
+    assert "corrupt or truncated" in said[0]
     offer(forbidden)
     assert data.load("mnist").checksum == whole
 
@@ -196,7 +242,7 @@ def test_a_cache_with_flipped_bytes_is_fetched_again_wherever_they_are(
     assert data.load("mnist").checksum == whole
 
 
-def test_a_cache_of_other_images_is_deleted_and_fetched_again(files: dict[str, bytes], offer: Sources) -> None:
+def test_a_cache_of_other_images_is_fetched_again(files: dict[str, bytes], offer: Sources) -> None:
     offer(lambda spec, root: put(files, root))
     whole = data.load("mnist").checksum
     with np.load(cache_file()) as held:
@@ -206,6 +252,30 @@ def test_a_cache_of_other_images_is_deleted_and_fetched_again(files: dict[str, b
     said: list[str] = []
     assert data.load("mnist", say=said.append).checksum == whole
     assert "does not hold the published t10k-labels-idx1-ubyte" in said[0]
+
+
+def test_everybody_may_read_the_cache(files: dict[str, bytes], offer: Sources) -> None:
+    offer(lambda spec, root: put(files, root))
+    data.load("mnist")
+    assert cache_file().stat().st_mode & 0o777 == 0o644
+
+
+def test_a_cache_that_somebody_else_keeps_to_themselves_is_no_reason_to_delete_it(
+    files: dict[str, bytes], offer: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(lambda spec, root: put(files, root))
+    whole, path = data.load("mnist").checksum, cache_file()
+    refusing(path, monkeypatch)
+    with pytest.raises(DataError, match=r"mnist.npz cannot be read \(Permission denied\)"):
+        data.verify("mnist")
+    said: list[str] = []
+    offer(unreachable)
+    with pytest.raises(DataError, match=r"cache: .* cannot be read"):
+        data.load("mnist")
+    assert path.is_file()
+    offer(lambda spec, root: put(files, root))
+    assert data.load("mnist", say=said.append).checksum == whole
+    assert "cannot be read (Permission denied)" in said[0]
 
 
 # A folder the user names
@@ -379,6 +449,23 @@ def test_verify_looks_where_load_would(
     assert str(tmp_path / "held") in data.verify("mnist", tmp_path / "held")
     monkeypatch.setenv("FORGETBENCH_DATA", str(tmp_path / "held"))
     assert str(tmp_path / "held") in data.verify("mnist")
+
+
+def test_what_is_held_is_looked_for_where_load_would(
+    files: dict[str, bytes], offer: Sources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offer(lambda spec, root: put(files, root))
+    data.load("mnist")
+    assert data.held() == ["mnist", "digits"]
+    folder = tmp_path / "held"
+    (folder / "KMNIST" / "raw").mkdir(parents=True)
+    (folder / "fashion-mnist.npz").touch()
+    (folder / "cifar-10-python.tar.gz").touch()
+    assert data.held(folder) == ["fashion-mnist", "kmnist", "cifar10"]
+    monkeypatch.setenv("FORGETBENCH_DATA", str(folder))
+    assert data.held() == data.held(folder)
+    with pytest.raises(DataError, match="expected files of mnist, .*, found none"):
+        data.held(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("check", [data.load, data.verify])

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmark import harness, plan, scenarios, schedule
-from benchmark.executors import Local, side_by_side
+from benchmark.executors import Local, threads
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.keys import generator
 from benchmark.learner import Learner
-from benchmark.models import Model
+from benchmark.models import Model, require_stackable, resolve
 from benchmark.recipe import Recipe
 from strategies import EWC, L2, Batch, EWCKfac, Loss, Naive, Strategy, cross_entropy, hyper
 from strategies.agem import AGEM
@@ -344,6 +345,42 @@ def test_float32_stacks_agree_with_single_runs_within_half_a_point():
     assert abs(alone[2].mean() - together[runs[1].key].accuracy[2].mean()) <= 0.005
 
 
+class Halves(nn.Module):
+    """A layer that puts out two tensors, and something else."""
+
+    def forward(self, x):
+        return *x.chunk(2, dim=-1), None
+
+
+class TwoParts(nn.Module):
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.linear, self.halves = nn.Linear(torch.Size(shape).numel(), 2 * outputs), Halves()
+
+    def forward(self, x):
+        gate, value, _ = self.halves(self.linear(x.flatten(1)))
+        return gate.sigmoid() * value
+
+
+class Uncalled(nn.Module):
+    """A network that calls no layer, but takes its parameters from one."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.linear = nn.Linear(torch.Size(shape).numel(), outputs)
+
+    def forward(self, x):
+        return F.linear(x.flatten(1), self.linear.weight, self.linear.bias)
+
+
+@pytest.mark.parametrize("network", [TwoParts, Uncalled])
+def test_what_can_be_stacked_can_be_trained_whatever_its_layers_put_out(network):
+    model = resolve({"name": f"{__name__}:{network.__name__}"})
+    require_stackable(model, (1, 8, 8), 10)
+    (result,) = execute(dataclasses.replace(make_run(EWC(lam=1)), model=model)).values()
+    assert result.status == "finished" and result.accuracy[1, 0] > 0.3  # chance is 0.1
+
+
 def test_a_result_is_the_same_in_another_process():
     code = (
         "from tests.conftest import execute, make_run; from strategies import EWC; "
@@ -386,10 +423,11 @@ def test_parameters_lie_in_memory_as_their_gradients_do():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_job_sets_for_itself_does_not_reach_the_caller(workers):
-    threads = torch.get_num_threads()
-    flushed = list(side_by_side([lambda: sys.float_info.min / 2] * 2, workers, threading.Event()))
+    before = torch.get_num_threads()
+    with threads(workers, threading.Event()) as start:
+        flushed = [started.result() for started in [start(lambda: sys.float_info.min / 2) for _ in range(2)]]
     assert flushed == [0.0, 0.0] and sys.float_info.min / 2 > 0
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == before
 
 
 def test_stacks_for_an_accelerator_train_in_a_thread_of_their_own():

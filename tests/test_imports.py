@@ -49,6 +49,13 @@ def test_a_module_of_a_package_takes_its_package_along_and_not_those_that_import
     )
 
 
+def test_a_relative_import_that_only_works_in_a_package_is_passed_over(home: Path) -> None:
+    text = "try:\n    from .mine_late import NUMBER\nexcept ImportError:\n    from mine_late import NUMBER\n"
+    (home / "mine_either.py").write_text(text)
+    importlib.import_module("mine_either")
+    assert sorted(imports.sources("mine_either")) == sorted([text, FILES["mine_late.py"]])
+
+
 def test_installed_packages_and_our_own_are_not_part_of_it() -> None:
     (text,) = imports.sources("strategies.imports")
     assert text == Path(imports.__file__).read_text()

@@ -202,6 +202,7 @@ partial = functools.partial(linear, bias=False)
         ({"name": "mlp", "widths": [400, 400], "norm": "batch"}, "mlp[norm=batch,widths=400x400]"),
         ({"name": "mlp", "widths": []}, "mlp[widths=none]"),
         ({"name": path(demanding), "scale": 0.5, "depth": 3}, f"{path(demanding)}[depth=3,scale=0.5]"),
+        ({"name": path(demanding), "scale": 0.12345671, "depth": 3}, f"{path(demanding)}[depth=3,scale=0.12345671]"),
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -229,6 +229,19 @@ def test_killed_while_rows_are_appended_nothing_is_there_twice_afterwards(tmp_pa
             assert set(store.records) == {r.run.key for r in found[:-1]}
             store.add(found[-1:])
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == undisturbed
+
+
+def test_a_row_cut_off_at_a_line_end_within_quotes_is_not_there(tmp_path: Path) -> None:
+    first, last, *_ = [result(run) for run in made().runs()]
+    kept(tmp_path, [first, dataclasses.replace(last, status="failed", reason="one line\nand another")])
+    table = tmp_path / "runs.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole[: whole.rindex(b"and another")])
+    with Store(tmp_path) as store:
+        assert set(store.records) == {first.run.key}
+        store.add([last])
+    with Store(tmp_path) as store:
+        assert set(store.records) == {first.run.key, last.run.key}
 
 
 def test_a_stack_that_ends_writes_its_own_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,6 +454,17 @@ def test_a_float_in_a_cell_reads_back_equal(value: float) -> None:
 )
 def test_cells_are_short(value: object, text: str) -> None:
     assert results._text(value) == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
+@example("cut\u2028here").via("a line end to Python, and none in a table")
+@example("two\nlines").via("a line end within quotes")
+def test_text_in_a_cell_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder, found = tmp_path_factory.mktemp("results"), [result(run) for run in made().runs()]
+    with Store(folder, {"note": text}) as store:
+        store.add(found)
+    with Store(folder) as store:
+        assert [r.fields["note"] for r in store.records.values()] == [text] * len(found)
 
 
 def test_tables_can_be_read_by_others(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -102,6 +104,19 @@ def test_hyperparameters_out_of_bounds_are_refused():
         L2(lam=-1)
     with pytest.raises(ValueError, match="decay: expected a number from 0 to 1, got 1.5"):
         EWC(decay=1.5)
+
+
+@pytest.mark.parametrize("value", [np.float32(-1), np.int64(-1), float("nan"), "-5", "5", None, True, [1.0]], ids=repr)
+def test_a_hyperparameter_is_a_number_within_bounds_of_whatever_type(value):
+    with pytest.raises(ValueError, match=rf"lam: expected a number >= 0, got {re.escape(repr(value))}"):
+        EWC(lam=value)
+
+
+def test_a_number_of_any_type_is_a_float_from_then_on():
+    for value in (5, np.float32(5), np.int64(5)):
+        assert type(EWC(lam=value).lam) is float and EWC(lam=value) == EWC(lam=5.0)
+    with pytest.raises(ValueError, match="draws: expected a number >= 1"):
+        EWC(draws=np.int64(0))
 
 
 def test_an_unknown_strategy_names_the_nearest():

@@ -99,7 +99,7 @@ def test_others_are_compared_with_what_did_not_look_at_test_images() -> None:
 
 def test_the_table_says_of_how_many_seeds_each_mean_is_and_has_no_interval_of_one() -> None:
     rows = [row("validation", 0.8, 0.7, 0.6), row("first-k", 0.9), row("test-oracle", 0.8, 0.7, 0.6)]
-    console = Console(width=200, file=io.StringIO())
+    console = Console(width=200, markup=False, file=io.StringIO())
     console.print(comparison_table(rows))
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     for words in ("– 3 70.0 ± 24.8", "– 1 90.0 +10.0", "– 3 70.0 ± 24.8 0.0", "over n = 1 to 3 seeds"):

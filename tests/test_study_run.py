@@ -606,7 +606,7 @@ def test_a_setting_is_shown_short() -> None:
 
 
 def printed(*answers: Answer) -> str:
-    console = Console(width=200, file=io.StringIO())
+    console = Console(width=200, markup=False, file=io.StringIO())
     console.print(study_table(answers))
     return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 

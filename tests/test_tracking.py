@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import math
@@ -12,18 +13,19 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from benchmark import experiment, metrics, server, tracking
+from benchmark import data, environment, experiment, metrics, server, tracking
 from benchmark.results import STUDY, Record, Store
 from benchmark.server import TrackingError, redacted, typed
 from benchmark.tracking import Tracker, Trial
@@ -267,6 +269,23 @@ def test_the_overview_holds_note_tags_params_texts_and_figures(place: Place) -> 
     shown = place.client.get_experiment(place.id()).tags
     assert shown["mlflow.note.content"].endswith("a **note**")
     assert "Strategies compared" in shown["mlflow.sharedViewState.forgetbench"]
+
+
+def test_the_overview_names_image_sets_of_ones_own_by_keys_that_mlflow_takes(place: Place) -> None:
+    images = data.load("digits")
+    other = dataclasses.replace(images, train_y=images.train_y.flip(0))
+    names = ("~/mine.npz", "data/my set (1).npz", "x/../sets.npz", "my_package.sets:first", "digits")
+    sets = [dataclasses.replace(images, name=name) for name in names]
+    described = environment.describe(torch.device("cpu"), [*sets, dataclasses.replace(other, name="other/mine.npz")])
+    run = place.client.get_run(place.overview({}, described, "", 5.0, {}))
+    assert {k: v for k, v in run.data.tags.items() if k.startswith("data.")} == {
+        "data.mine.1": images.checksum,
+        "data.mine.2": other.checksum,
+        "data.my-set-1-": images.checksum,
+        "data.sets": images.checksum,
+        "data.my-package-sets-first": images.checksum,
+        "data.digits": images.checksum,
+    }
 
 
 def test_a_second_overview_renews_the_first(place: Place) -> None:
@@ -557,8 +576,11 @@ def test_a_damaged_database_is_said_without_minutes_of_retries(slept: list[float
     assert sum(slept) < 30
 
 
+@pytest.mark.parametrize(
+    "use", [lambda uri, folder: Tracker(uri, "x", folder), lambda uri, _: tracking.links(uri)], ids=["runs", "ui"]
+)
 def test_a_database_server_that_refuses_is_said_without_minutes_of_retries(
-    slept: list[float], closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use: Callable[[str, Path], object], slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*args: object) -> None:
         raise ConnectionRefusedError("connection refused")
@@ -567,7 +589,7 @@ def test_a_database_server_that_refuses_is_said_without_minutes_of_retries(
     (tmp_path / "other.db").write_bytes(b"there")
     monkeypatch.setattr("sqlalchemy.engine.Engine.connect", refused)
     with pytest.raises(TrackingError, match="refused"):
-        Tracker(f"sqlite:///{tmp_path / 'other.db'}", "x", tmp_path)
+        use(f"sqlite:///{tmp_path / 'other.db'}", tmp_path)
     assert sum(slept) < 30
 
 

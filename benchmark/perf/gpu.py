@@ -230,11 +230,11 @@ def attempted(what: str, check: Callable[[], Iterator[Line]]) -> Iterator[Line]:
         yield Line(f"{what}: {type(error).__name__}: {said}"[:200], 1, "", 0)
 
 
-def per_second(work: Callable[[], object], device: torch.device, times: int = 20) -> float:
+def per_second(work: Callable[[], object], device: torch.device) -> float:
     """How often something can be done in a second, after it was done once."""
     work()
     _wait(device)
-    started = time.perf_counter()
+    started, times = time.perf_counter(), 20
     for _ in range(times):
         work()
     _wait(device)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmark import models, plan, scenarios, schedule
 from benchmark.data import ImageSet
-from benchmark.executors import side_by_side, workers_for
+from benchmark.executors import threads, workers_for
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.learner import Learner
 from benchmark.perf.measuring import Row, Subject, in_turn, timed
@@ -90,7 +90,13 @@ def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "f
     workers, network = workers_for(CPU), models.Model("mlp-bn").build(images.shape, images.classes, seed=0)
     parts = plan.chunks(range(runs), plan.LARGEST_ON_CPU, workers, plan.worth_a_thread(network, BATCH))
     jobs = [functools.partial(train, *stack(images, list(part), strategy, precision)) for part in parts]
-    return timed(lambda: list(side_by_side(jobs, workers, threading.Event())))
+
+    def side_by_side() -> None:
+        with threads(min(workers, len(jobs)), threading.Event()) as start:
+            for started in [start(job) for job in jobs]:
+                started.result()
+
+    return timed(side_by_side)
 
 
 def stack(
