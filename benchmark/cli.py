@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from benchmark.config import Experiment
     from benchmark.executors import Executor
     from benchmark.experiment import Outcome
-    from benchmark.terminal import Monitor
+    from benchmark.session import Session
     from benchmark.tracking import Tracker
     from strategies.base import Strategy
+    from studies import run as studying
+    from studies.spec import Study
 
 INTERRUPTED = 130  # the exit status of Ctrl-C, which some versions of typer report and others raise
 
@@ -130,7 +131,10 @@ def run(
     from benchmark import config
 
     chosen = config.load(preset_or_file, overrides or [])
+    from benchmark import experiment
+    from benchmark.session import Session
     from benchmark.terminal import Monitor, plain, result_table, titled
+    from reports import overview
 
     say = plain(console)
     where, trains = _trains(executor, device, ray_address, cpus_per_stack, gpus_per_stack, say)
@@ -138,9 +142,8 @@ def run(
     tracker = None if offline else _tracker(tracking_uri, out, chosen.name)
     say(f"{titled(chosen)} on {where}")
     with Monitor(console, traces=debug) as monitor:
-        outcome = _experiment(
-            chosen, tracker, monitor, trains, out=out, where=where, data_dir=data_dir, most=max_stack, say=say
-        )
+        session = Session(out, where, data_dir, max_stack, trains, say, monitor.planned, monitor)
+        outcome = experiment.run(chosen, session, tracker=tracker, presentation=overview)
     console.print()
     console.print(result_table(*outcome.frames()))
     console.print()
@@ -195,6 +198,7 @@ def study(
 
     chosen = spec.load(preset_or_file, overrides or [])
     from benchmark.server import sqlite
+    from benchmark.session import Session
     from benchmark.terminal import Monitor, comparison_table, plain, study_table
     from reports import studies as presentation
     from studies import comparison, search
@@ -207,44 +211,28 @@ def study(
     if new and (name := search.free_name(chosen, opened)) != chosen[0].experiment.name:
         chosen = spec.load(preset_or_file, [*(overrides or []), f'name="{name}"'])
         say(f"another study of its name; name={name} --resume continues it")
+
+    def tracker(name: str) -> Tracker | None:
+        return None if offline else _tracker(tracking_uri, out, name)
+
     outcomes = []
     with Monitor(console, traces=debug) as monitor:
+        session = Session(out, where, data_dir, max_stack, trains, say, monitor.planned, monitor)
         for each in chosen:
             say(f"{each.name}: {each.tuning.name}, {each.describe()}, on {where}")
             outcome = studying.run(
-                each,
-                out=out,
-                storage=opened,
-                device=where,
-                resume=resume,
-                data_dir=data_dir,
-                say=say,
-                planned=monitor.planned,
-                listener=monitor,
-                tracker=None if offline else _tracker(tracking_uri, out, each.name),
-                presentation=presentation,
-                executor=trains,
-                largest=max_stack,
+                each, session, storage=opened, tracker=tracker(each.name), presentation=presentation, resume=resume
             )
             outcomes.append(outcome)
-        found = [outcome.answers for outcome in outcomes]
-        # Of several drivers, the one that did the last evaluation.
-        several = len(chosen) > 1 and outcomes[-1].tested
-        compared = comparison.experiment(chosen, found) if several else None
-        if compared:
-            say(f"{compared.name}: what each protocol chose, seeds {', '.join(map(str, compared.seeds))}, on {where}")
-        tracker = None if offline or not compared else _tracker(tracking_uri, out, compared.name)
-        beside = compared and _experiment(
-            compared, tracker, monitor, trains, out=out, where=where, data_dir=data_dir, most=max_stack, say=say
-        )
+        beside = _compared(chosen, outcomes, session, tracker)
     console.print()
-    answers = [answer for each in found for answer in each]
+    answers = [answer for outcome in outcomes for answer in outcome.answers]
     console.print(study_table(answers))
     for answer in answers:
         if answer.why:
             say(answer.why)
     console.print()
-    rows = comparison.rows(chosen, found, beside.records) if beside else []
+    rows = comparison.rows(chosen, [outcome.answers for outcome in outcomes], beside.records) if beside else []
     if rows:
         console.print(comparison_table(rows))
         console.print()
@@ -255,8 +243,8 @@ def study(
         say(_tables(left.folder))
     if all(left.undelivered is None for left in every) and not offline:
         say(f"MLflow   forgetbench ui{_options(tracking_uri, out)}")
-        if compared and (against := comparison.baseline_entry(rows)):
-            asked = f"--experiment {compared.name} --baseline {_quoted(against)}"
+        if beside and (against := comparison.baseline_entry(rows)):
+            asked = f"--experiment {beside.folder.name} --baseline {_quoted(against)}"
             say(f"report   forgetbench report {asked}{_options(tracking_uri, out)}")
         elif len(outcomes) == 1 and any(answer.tests.get("finished") for answer in answers):
             say(f"report   forgetbench report --study {outcomes[0].folder.name}{_options(tracking_uri, out)}")
@@ -495,40 +483,37 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120, emoji=False, markup=False)
 
 
-def _experiment(
-    chosen: Experiment,
-    tracker: Tracker | None,
-    monitor: Monitor,
-    trains: Executor | None,
-    *,
-    out: Path,
-    where: torch.device,
-    data_dir: Path | None,
-    most: int | None,
-    say: Callable[[str], None],
-) -> Outcome:
-    """Run an experiment, with its progress shown; arguments as for `experiment.run`."""
+def _compared(
+    chosen: list[Study],
+    outcomes: list[studying.Outcome],
+    session: Session,
+    tracker: Callable[[str], Tracker | None],
+) -> Outcome | None:
+    """What several protocols chose, trained on common ground; None for one protocol, or where there is nothing to do.
+
+    Args:
+        chosen: one study a protocol.
+        outcomes: of each.
+        session: where and with what.
+        tracker: of an experiment's name.
+    """
     from benchmark import experiment
     from reports import overview
+    from studies import comparison
 
-    return experiment.run(
-        chosen,
-        out=out,
-        device=where,
-        tracker=tracker,
-        presentation=overview,
-        data_dir=data_dir,
-        largest=most,
-        say=say,
-        planned=monitor.planned,
-        listener=monitor,
-        executor=trains,
-    )
+    # Of several drivers, the one that did the last evaluation.
+    several = len(chosen) > 1 and outcomes[-1].tested
+    compared = comparison.experiment(chosen, [outcome.answers for outcome in outcomes]) if several else None
+    if compared is None:
+        return None
+    seeds = ", ".join(map(str, compared.seeds))
+    session.say(f"{compared.name}: what each protocol chose, seeds {seeds}, on {session.device}")
+    return experiment.run(compared, session, tracker=tracker(compared.name), presentation=overview)
 
 
 def _trains(
     executor: Where, device: str, address: str | None, cpus: float, gpus: float, say: Callable[[str], None]
-) -> tuple[torch.device, Executor | None]:
+) -> tuple[torch.device, Executor]:
     """The device that stacks train on, and what takes them there.
 
     Args:
@@ -543,11 +528,12 @@ def _trains(
         ValueError: options that contradict each other, or Ray is not installed.
     """
     from benchmark.environment import resolve_device
+    from benchmark.executors import HERE
 
     if executor is Where.local:
         if address is not None or gpus or cpus != 1:
             raise ValueError("--ray-address, --cpus-per-stack and --gpus-per-stack are for --executor ray")
-        return resolve_device(device), None
+        return resolve_device(device), HERE
     import torch
 
     if device not in {"auto", "cuda" if gpus else "cpu"}:

@@ -119,6 +119,10 @@ class Local:
             yield submit
 
 
+HERE = Local()
+"""It has no state: one will do."""
+
+
 def then(future: Future[Any], fn: Callable[[Any], T]) -> Future[T]:
     """A function of what a future brings, computed where and when it arrives."""
     chained: Future[T] = Future()

@@ -12,18 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 
-from benchmark import environment, harness, models, plan, scenarios, schedule
+from benchmark import environment, models, scenarios
 from benchmark.config import Experiment
-from benchmark.data import ImageSet
-from benchmark.executors import Executor
 from benchmark.results import Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.server import TrackingError
+from benchmark.session import Say, Session
 from benchmark.tracking import Tracker, start_times
-
-Say = Callable[[str], None]
 
 
 class Presentation(Protocol):
@@ -92,57 +88,35 @@ def frames(records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs, accuracy
 
 
-def run(
-    experiment: Experiment,
-    *,
-    out: Path,
-    device: torch.device,
-    tracker: Tracker | None,
-    presentation: Presentation,
-    data_dir: Path | None = None,
-    largest: int | None = None,
-    say: Say = lambda line: None,
-    planned: Callable[[plan.Plan, list[ImageSet]], None] = lambda plan, tasks: None,
-    listener: harness.Listener | None = None,
-    executor: Executor | None = None,
-) -> Outcome:
+def run(experiment: Experiment, session: Session, *, tracker: Tracker | None, presentation: Presentation) -> Outcome:
     """Run what is not finished yet, and track everything.
 
     Args:
         experiment: what to run.
-        out: its results go to `out/<name>/`.
-        device: where to train.
+        session: where and with what.
         tracker: where runs are logged; None keeps them on disk only.
         presentation: how results look there.
-        data_dir: as for `data.load`.
-        largest: most runs a stack may hold; None to decide by memory.
-        say: takes one line for each thing worth knowing.
-        planned: called before training with what will be trained, and on which images.
-        listener: hears about progress, from several threads.
-        executor: where stacks run; None: in this process.
 
     Raises:
         ResultsError: the results cannot be written.
         DataError: the images cannot be had.
     """
-    started, wanted = time.time(), experiment.runs()
+    started, wanted, say = time.time(), experiment.runs(), session.say
     times = start_times(((r.key, r.seed) for r in wanted), started)
     delivery = _Delivery(tracker, presentation, times, say)
-    with Store(out / experiment.name) as store:
+    with Store(session.out / experiment.name) as store:
         store.require(study=False)
         todo = [r for r in wanted if not store.settled(r)]
-        tasks = scenarios.load(experiment.scenario, data_dir, say)
+        tasks = scenarios.load(experiment.scenario, session.data_dir, say)
         if len(todo) < len(wanted):
             say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished already; they are not run again")
         settings = common([text_fields(r) for r in wanted])
         if todo:
             models.require_stackable(experiment.model, tasks[0].shape, experiment.scenario.heads(tasks).outputs)
-            store.describe(settings, environment.describe(device, tasks), [e.label for e in experiment.entries])
+            store.describe(settings, environment.describe(session.device, tasks), [e.label for e in experiment.entries])
         delivery.open(settings, started)
         labels = [entry.label for entry in experiment.entries]
-        made = plan.make(todo, tasks, device, largest, executor.room(device) if executor and todo else None)
-        planned(made, tasks)
-        for results in schedule.execute(made, tasks, device, listener, keep=store.add, executor=executor):
+        for results in session.train(todo, tasks, store.add):
             delivery.records(_of([result.run for result in results], store), labels)
         records = _of(wanted, store)
         delivery.records(records, labels)

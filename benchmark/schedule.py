@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmark.data import ImageSet
-from benchmark.executors import Cancelled, Executor, Job, Local, Lost, LostWorkers, Submit, Ticket, then
+from benchmark.executors import HERE, Cancelled, Executor, Job, Lost, LostWorkers, Submit, Ticket, then
 from benchmark.harness import Listener, Prune, Silent, Site, title, train_stack, train_trunk
 from benchmark.memory import out_of_memory
 from benchmark.plan import Group, Plan, chunks
@@ -39,7 +39,7 @@ def execute(
     listener: Listener | None = None,
     keep: Keep = lambda results: None,
     prune: Prune | None = None,
-    executor: Executor | None = None,
+    executor: Executor = HERE,
     trunks: Trunks | None = None,
 ) -> Iterator[list[Result]]:
     """Train everything planned.
@@ -52,7 +52,7 @@ def execute(
         keep: called with the results of each stack the moment it ends, in another thread, whatever the caller is doing;
             those of pruned runs are not results to keep.
         prune: which runs to give up after a task: they leave their stack, and those that stay train faster.
-        executor: where stacks run; None: in this process.
+        executor: where stacks run.
         trunks: those of earlier executions on this device and executor, which the plan was told of; what is trained
             here is added. None keeps none.
 
@@ -64,7 +64,7 @@ def execute(
     scenario = plan.groups[0].stacks[0][0].scenario
     site = Site(scenario, tasks, device, listener or Silent(), prune)
     workers = min(plan.workers, max(plan.stacks, *(len(group.seeds) for group in plan.groups)))
-    with (executor or Local()).open(site, workers) as submit:
+    with executor.open(site, workers) as submit:
         # A job may wait for its worker, unless that is this very thread.
         ahead = workers if workers > 1 or device.type != "cpu" else 0
         yield from _Schedule(plan, submit, site.listener, keep, ahead, trunks).results()

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from optuna.storages import BaseStorage
 
-from benchmark import environment, harness, models, plan, scenarios, schedule
+from benchmark import environment, models, scenarios, schedule
 from benchmark.data import ImageSet
-from benchmark.executors import Executor
 from benchmark.experiment import common
 from benchmark.keys import digest
 from benchmark.results import STUDY, Record, Store, text_fields
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
+from benchmark.session import Say, Session
 from benchmark.tracking import Tracker
 from studies import failures, frames, objectives, places, plasticity
 from studies.answers import Answer, found, markdown, saving, shown
@@ -34,9 +32,6 @@ from studies.search import Searcher
 from studies.spec import Study
 from studies.storage import Storage
 from studies.waiting import Waiting
-
-Say = Callable[[str], None]
-Planned = Callable[[plan.Plan, list[ImageSet]], None]
 
 
 @dataclass(frozen=True)
@@ -75,19 +70,8 @@ class Outcome:
 class _Trainer:
     """Trains runs that are not on disk yet, and keeps the time that takes."""
 
-    def __init__(
-        self,
-        store: Store,
-        device: torch.device,
-        data_dir: Path | None,
-        say: Say,
-        planned: Planned,
-        listener: harness.Listener | None,
-        executor: Executor | None,
-        largest: int | None,
-    ) -> None:
-        self.store, self._device, self._data_dir, self._say = store, device, data_dir, say
-        self._planned, self._listener, self._executor, self._largest = planned, listener, executor, largest
+    def __init__(self, store: Store, session: Session) -> None:
+        self.store, self._session = store, session
         self._images: dict[Scenario, list[ImageSet]] = {}
         self._trunks: schedule.Trunks = {}  # a batch's seeds are the next one's
         self.seconds = 0.0
@@ -102,13 +86,10 @@ class _Trainer:
     def _train(self, runs: list[Run], prune: Halving | None) -> None:
         tasks, started = self.load(runs[0].scenario), time.perf_counter()
         settings = common([text_fields(r) for r in runs]) | {STUDY: self.store.folder.name}
-        self.store.describe(settings, environment.describe(self._device, tasks))
-        room = self._executor.room(self._device) if self._executor else None
+        self.store.describe(settings, environment.describe(self._session.device, tasks))
         together = prune.trials if prune else None  # seeds of a trial are given up together
-        made = plan.make(runs, tasks, self._device, self._largest, room, self._trunks, together)
-        self._planned(made, tasks)
-        for results in schedule.execute(
-            made, tasks, self._device, self._listener, self.store.add, prune, self._executor, self._trunks
+        for results in self._session.train(
+            runs, tasks, self.store.add, prune=prune, trunks=self._trunks, together=together
         ):
             if prune:
                 prune.note(results)
@@ -118,51 +99,38 @@ class _Trainer:
         """The image set of each task; what is held out of it makes no difference to that."""
         whole = dataclasses.replace(scenario, validation=0.0)
         if whole not in self._images:
-            self._images[whole] = scenarios.load(whole, self._data_dir, self._say)
+            self._images[whole] = scenarios.load(whole, self._session.data_dir, self._session.say)
         return self._images[whole]
 
 
 def run(
     study: Study,
+    session: Session,
     *,
-    out: Path,
     storage: str | BaseStorage | Storage,
-    device: torch.device,
+    tracker: Tracker | None,
     presentation: Presentation,
     resume: bool = False,
-    data_dir: Path | None = None,
-    say: Say = lambda line: None,
-    planned: Planned = lambda plan, tasks: None,
-    listener: harness.Listener | None = None,
-    tracker: Tracker | None = None,
-    executor: Executor | None = None,
-    largest: int | None = None,
 ) -> Outcome:
     """Search each strategy's space with the same number of trials, then test the best setting of each.
 
     Args:
         study: what to do.
-        out: runs go to `out/<name>/`, as those of an experiment do.
+        session: where and with what.
         storage: see `Storage.of`.
-        device: where to train.
-        presentation: how the study looks in the tracker.
-        resume: continue a study of that name, or join the drivers that are at work on it.
-        data_dir: as for `data.load`.
-        say: takes one line for each thing worth knowing.
-        planned: called before each batch trains, with what will be trained and on which images.
-        listener: hears about progress, from several threads.
         tracker: where trials and tests are logged; None keeps them on disk and in the storage only.
-        executor: where stacks run; None: in this process.
-        largest: most runs a stack may hold; None to decide by memory.
+        presentation: how the study looks there.
+        resume: continue a study of that name, or join the drivers that are at work on it.
 
     Raises:
         StudyError: the study cannot be opened or continued, or its protocol has nothing to choose by.
         ResultsError: the results cannot be written.
         DataError: the images cannot be had.
     """
+    say = session.say
     started, earlier = time.perf_counter(), storage.seconds if isinstance(storage, Storage) else 0.0
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store(out / study.name, {"protocol": study.marked}))
+        store = stack.enter_context(Store(session.out / study.name, {"protocol": study.marked}))
         store.require(study=True)
         driver = stack.enter_context(Driver.here(tracker.owner if tracker else "").at_work())
         opened = Storage.of(storage)
@@ -171,7 +139,7 @@ def run(
         searchers = [Searcher(study, s, opened, resume=resume, driver=driver) for s in study.searches]
         for searcher in searchers:
             say(f"searching {searcher.describe()}")
-        train = _Trainer(store, device, data_dir, say, planned, listener, executor, largest)
+        train = _Trainer(store, session)
         tasks = train.load(study.experiment.scenario)
         heads = study.experiment.scenario.heads(tasks)
         models.require_stackable(study.experiment.model, tasks[0].shape, heads.outputs)

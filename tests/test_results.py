@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from benchmark import config, experiment, metrics, results
 from benchmark.results import ResultsError, Store
 from benchmark.runs import Evaluation, Result, Run
+from benchmark.session import Session
 from reports import overview
 
 ENTRIES = [{"name": "naive"}, {"name": "ewc", "lam": [10, 0.1]}]
@@ -406,14 +407,8 @@ def again(found: config.Experiment, out: Path) -> experiment.Outcome:
     def planned(plan: Any, experiment: config.Experiment) -> None:
         assert plan.runs == 0
 
-    return experiment.run(
-        found,
-        out=out,
-        device=torch.device("cpu"),
-        tracker=None,
-        presentation=overview,
-        planned=planned,
-    )
+    session = Session(out, torch.device("cpu"), planned=planned)
+    return experiment.run(found, session, tracker=None, presentation=overview)
 
 
 def test_finished_runs_are_not_run_again_and_come_in_the_order_of_the_file(tmp_path: Path) -> None:

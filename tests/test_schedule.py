@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmark import harness, plan, scenarios, schedule
-from benchmark.executors import Executor, Lost, LostForMemory, LostWorkers, Room, Submit, Ticket, then
+from benchmark.executors import HERE, Executor, Lost, LostForMemory, LostWorkers, Room, Submit, Ticket, then
 from benchmark.memory import out_of_memory
 from benchmark.models import Model
 from benchmark.results import ResultsError
@@ -52,7 +52,7 @@ class Noted(harness.Silent):
 def go(
     runs: list[Run],
     largest: int | None = None,
-    executor: Executor | None = None,
+    executor: Executor = HERE,
     workers: int = 1,
     keep: Callable[[list[Result]], object] = lambda results: None,
 ) -> tuple[dict[str, Result], Noted]:
@@ -174,7 +174,7 @@ def test_a_first_task_that_was_trained_before_is_not_trained_again(elsewhere: bo
     tasks, trunks, begun, found = scenarios.load(batches[0][0].scenario), schedule.Trunks(), Begun(), {}
     for batch in batches:
         made = plan.make(batch, tasks, CPU, largest, Room(1, 2**34), trained=trunks)
-        executor = Elsewhere() if elsewhere else None
+        executor = Elsewhere() if elsewhere else HERE
         for stack in schedule.execute(made, tasks, CPU, begun, executor=executor, trunks=trunks):
             found |= {result.run.key: result for result in stack}
     same(found, expected)

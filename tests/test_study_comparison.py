@@ -11,6 +11,7 @@ from optuna.storages import InMemoryStorage
 from rich.console import Console
 
 from benchmark import experiment
+from benchmark.session import Session
 from benchmark.terminal import comparison_table
 from reports import overview
 from studies import comparison, objectives, spec
@@ -60,7 +61,7 @@ def test_every_setting_is_measured_on_the_same_tasks_and_seeds(tmp_path: Path) -
     answers = [each.outcome.answers for each in done]
     made = comparison.experiment(STUDIES, answers)
     assert made is not None
-    records = experiment.run(made, out=tmp_path, device=CPU, tracker=None, presentation=overview).records
+    records = experiment.run(made, Session(tmp_path, CPU), tracker=None, presentation=overview).records
     rows = comparison.rows(STUDIES, answers, records)
     assert [row.protocol for row in rows] == PROTOCOLS
     for row, (found,) in zip(rows, answers, strict=True):

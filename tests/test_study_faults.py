@@ -71,6 +71,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from benchmark.results import Store
+from benchmark.session import Session
 from reports import studies as presentation
 from studies import run, spec
 
@@ -85,7 +86,7 @@ def killing(self, results):
 
 Store.add = killing
 (study,) = spec.parse(content)
-run.run(study, out=out, storage=storage, device=torch.device("cpu"), presentation=presentation)
+run.run(study, Session(out, torch.device("cpu")), storage=storage, tracker=None, presentation=presentation)
 """
 
 

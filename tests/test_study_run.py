@@ -27,6 +27,7 @@ from benchmark.harness import Silent
 from benchmark.results import METRICS
 from benchmark.runs import Result, Run
 from benchmark.scenarios import Scenario
+from benchmark.session import Session
 from benchmark.terminal import study_table
 from reports import studies as presentation
 from strategies import EWC, FinishedTask, Params
@@ -83,11 +84,13 @@ class Done:
         return {row["run_key"]: row for row in rows}
 
 
-def go(study: Study, out: Path, storage: Any = None, said: list[str] | None = None, **options: Any) -> Done:
+def go(
+    study: Study, out: Path, storage: Any = None, said: list[str] | None = None, *, resume: bool = False, **options: Any
+) -> Done:
+    """Run a study; options are those of a session."""
     storage, said = storage or InMemoryStorage(), [] if said is None else said
-    outcome = studying.run(
-        study, out=out, storage=storage, device=CPU, presentation=presentation, say=said.append, **options
-    )
+    session = Session(out, CPU, say=said.append, **options)
+    outcome = studying.run(study, session, storage=storage, tracker=None, presentation=presentation, resume=resume)
     return Done(study, outcome, storage, said)
 
 
@@ -560,8 +563,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Run], bool]) -> No
         lost = np.full_like(result.accuracy, np.nan)
         return dataclasses.replace(result, status="failed", accuracy=lost, reason="RuntimeError: no luck")
 
-    def executed(made: Any, tasks: Any, device: Any, listener: Any, keep: Any, *args: Any) -> Any:
-        return execute(made, tasks, device, listener, lambda results: keep([*map(failed, results)]), *args)
+    def executed(made: Any, tasks: Any, device: Any, listener: Any, keep: Any, **options: Any) -> Any:
+        return execute(made, tasks, device, listener, lambda results: keep([*map(failed, results)]), **options)
 
     monkeypatch.setattr(schedule, "execute", executed)
 
