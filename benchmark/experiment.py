@@ -145,7 +145,7 @@ def sync(folder: Path, tracker: Callable[[], Tracker], presentation: Presentatio
             return None
         # What the last command that trained here said, so that the runs share its overview; unless others are here too.
         settings, _ = store.description()
-        records, started = _told_apart(store.in_order()), time.time()
+        records, started = _told_apart(store.in_order()), store.trained_at()
         if not records:
             return 0, 0
         place = tracker()

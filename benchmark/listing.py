@@ -92,7 +92,7 @@ def _scenarios() -> Table:
     for name, sets in scenarios.SEQUENCES.items():
         made.add_row(name, ", then ".join(sets), "incremental = domain")
     for kind, (what, known) in scenarios.KINDS.items():
-        options = ", ".join(f"{k} = {UNSAID[k] if v is None else v}" for k, v in known.items())
+        options = ", ".join(f"{k} = {UNSAID.get(k, 'none') if v is None else v}" for k, v in known.items())
         for i, name in enumerate(n for n in scenarios.NAMES if n.startswith(f"{kind}-")):
             made.add_row(name, what if i == 0 else "", options if i == 0 else "")
         made.add_row(f"{kind} with set = ...", "any image set, or one of your own", "")

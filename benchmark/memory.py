@@ -39,7 +39,11 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
 
 def _left_to_groups(root: Path) -> Iterator[int]:
     """Bytes up to the limit of each control group this process is in, as of a container or a job of a batch system."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return  # a kernel without groups
+    for line in lines:
         _, controller, path = line.split(":", 2)
         if controller not in _GROUPS:
             continue

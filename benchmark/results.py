@@ -283,6 +283,13 @@ class Store:
         except (OSError, ValueError, LookupError, TypeError):
             return {}, {}
 
+    def trained_at(self) -> float:
+        """When the last command that trained here began to, in seconds since the epoch; now where that is not known."""
+        try:
+            return (self.folder / "environment.json").stat().st_mtime
+        except OSError:
+            return time.time()
+
     def in_order(self) -> list[Record]:
         """All runs, by strategy in the order of the experiment; tables have them as their stacks ended."""
         try:

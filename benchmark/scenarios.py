@@ -203,7 +203,7 @@ class Scenario:
             "permuted": self.permuted if self.permuted != "no" else None,
             "angles": ", ".join(map(short, self.angles)) or None,
             "class_order": _listed(self.class_order) if self.split else None,
-            "labels": _listed(self.labels) or None,
+            "labels": _listed(self.labels[self.before : self.before + self.tasks]) or None,
             "data_version": digest(own) if (own := {k: v for k, v in self._versions.items() if v}) else None,
         }
 
@@ -211,6 +211,8 @@ class Scenario:
         """What determines the tasks, for run keys."""
         spec = dataclasses.asdict(self)
         del spec["name"]
+        if not self.labels:  # as studies know it that began before there were any
+            del spec["labels"]
         return spec | {"data": self._versions}
 
     @functools.cached_property

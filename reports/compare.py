@@ -225,9 +225,9 @@ class Leaders:
 
     Attributes:
         best: the strategy of the best mean, or empty where no run finished.
-        alone: every other strategy that is ranked is told apart from it: the paired test with Holm's adjustment says
+        alone: every other strategy that is ranked is shown to be worse: the paired test with Holm's adjustment says
             so. The best is that of the same data, so it errs more often than at 5% (docs/statistics.md).
-        tied: those that are not told apart from it.
+        tied: those that are not shown to be worse.
         decidable: with so many seeds the test could have told one apart.
         bounds: labels of the strategies that are not ranked.
     """

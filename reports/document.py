@@ -143,7 +143,7 @@ def build(tracked: Tracked, *, baseline: str = "naive", allow_mixed: bool = Fals
         sections=sections,
         overviews=tracked.overviews,
         uri=tracked.uri,
-        ranking=ranking({section.title: section.runs for section in sections}, cast),
+        ranking=ranking([(section.title, section.runs) for section in sections], cast),
         commands=_commands(tracked.overviews),
         superseded=len(tracked.runs) - sum(len(group.runs) for group in current),
     )

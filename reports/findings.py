@@ -161,7 +161,7 @@ def _leader(runs: pd.DataFrame, spoken: Mapping[str, str]) -> list[str]:
         return [f"{spoken[lead.best]} {said}."]
     others = [spoken[label] for label in spoken if label in lead.tied]
     return [
-        f"{spoken[lead.best]} has the best mean average accuracy{among}; not told apart from it: {'; '.join(others)}."
+        f"{spoken[lead.best]} has the best mean average accuracy{among}; not shown to be worse: {'; '.join(others)}."
     ]
 
 

@@ -38,6 +38,7 @@ FIELDS = {
     "protocol": "tuning protocol",
 }
 """Params that say how a run was trained and tested, whatever its strategy, and what they are called."""
+LENGTH = frozenset({"epochs", "iterations"})  # a recipe has one of them: a label that tells it tells both
 VERSION = "strategy_version"
 """Param of a strategy of the user's own: a digest of its source."""
 WORDS = FIELDS | {VERSION: "version of its code"}
@@ -146,7 +147,8 @@ def shared(runs: pd.DataFrame) -> dict[str, str]:
 
 def _unlabelled(runs: pd.DataFrame, name: str) -> pd.Series:
     """A field of the runs whose label does not tell it."""
-    told = {label for label in runs["strategy"].unique() if name in names.parse(label)[1]}
+    same = LENGTH if name in LENGTH else {name}
+    told = {label for label in runs["strategy"].unique() if same & names.parse(label)[1].keys()}
     return runs.loc[~runs["strategy"].isin(told), name]
 
 

@@ -161,7 +161,7 @@ def _ranking(leaders: Sequence[compare.Leaders], spoken: Mapping[str, str]) -> s
     ties = any(each.decidable and not each.alone for each in known)
     among = compare.but_for_bounds(known[0], spoken)
     said = [f"Bold: better than every other{among or ' strategy'} (paired permutation test, Holm-adjusted p ≤ 0.05)."]
-    said = said * alone + [f"{TIE}: the best{among}, and those not told apart from it."] * ties
+    said = said * alone + [f"{TIE}: the best{among}, and those not shown to be worse."] * ties
     return " ".join(
         [*said, "The best is chosen from the same data, so this errs more often than 5% (docs/statistics.md)."]
     )

@@ -34,7 +34,7 @@ PROBE = 8  # samples on which each closed form is compared with automatic differ
 # Samples a pass, of all runs together and of each at least: they bound memory and change nothing else. So do those of
 # `vmap(grad)`, of all runs together: samples whose gradients it holds at once, and values of these.
 CHUNK, LEAST = 2000, 500
-DIFFERENTIATED, HELD = 64, 2**26
+DIFFERENTIATED, HELD = 64, 2**24
 
 
 def squared_gradients(
@@ -241,7 +241,7 @@ def _differentiated(
         return {k: phi(g).sum(0) for k, g in per_sample.items()}
 
     values = networks.runs * sum(p.numel() for p in own.values())
-    some = max(min(DIFFERENTIATED // networks.runs, HELD // values), 1)
+    some = max(min(DIFFERENTIATED // networks.runs, HELD // max(values, 1)), 1)
     total: Params = {}
     for xs, vs in zip(x.split(some), v.split(some), strict=True):
         total = _added(total, summed(xs, vs))

@@ -19,7 +19,7 @@ def together(table: StudyTable, wrong: set[str]) -> list[str]:
     """What is right by itself, and not together.
 
     Args:
-        table: see `_table`.
+        table: without what is wrong in it.
         wrong: keys of which nothing is known.
     """
     two, halving, several = len(table.objectives) > 1, table.pruning == "halving", min(table.batch, table.trials) > 1
@@ -63,7 +63,7 @@ def twice(searches: list[Search], experiments: list[Experiment]) -> list[str]:
 
     Args:
         searches: of the file.
-        experiments: from `_bounds`, one a search; none if any is wrong.
+        experiments: one a search, with the ends of its ranges; none if any is wrong.
     """
     labels = [search.label for search in searches]
     lines = [f"strategy: {label!r} is there more than once" for label in {*labels} if labels.count(label) > 1]

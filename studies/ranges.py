@@ -93,12 +93,17 @@ def strategy(written: dict[str, Any]) -> type[Strategy] | None:
 
 
 def bounds(written: dict[str, Any], name: str) -> tuple[float, float]:
-    """The smallest and the largest value that a strategy's field may have; infinite where it says none.
+    """The smallest and the largest value that a key of a strategy's table may have; infinite where there is none.
 
     Args:
-        written: the strategy's table.
-        name: of the field.
+        written: the table.
+        name: of the key: a field of the strategy, or of the recipe.
     """
+    if name in config.TrainTable.model_fields:
+        limits = config.TrainTable.model_fields[name].metadata
+        low = [getattr(limit, kind) for limit in limits for kind in ("ge", "gt") if hasattr(limit, kind)]
+        high = [getattr(limit, kind) for limit in limits for kind in ("le", "lt") if hasattr(limit, kind)]
+        return max(low, default=-math.inf), min(high, default=math.inf)
     declared = {f.name: f.metadata for f in dataclasses.fields(cls)} if (cls := strategy(written)) else {}
     found: Mapping[str, float] = declared.get(name, {})
     return found.get("low", -math.inf), found.get("high", math.inf)

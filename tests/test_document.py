@@ -106,7 +106,7 @@ def test_the_best_is_bold_where_the_test_says_so_and_ties_are_marked_where_it_do
     twin = [made.record("mas", seed, keeps=0.9, learns=0.85 + 0.001 * (-1) ** seed) for seed in range(8)]
     tied = only(document.build(tracked(*records, *twin))).tables["main"]
     marked = {row[0] for row in tied.rows if isinstance(row[2], Cell) and row[2].mark}
-    assert marked == {"EWC (exact, λ = 10)", "MAS"} and "†: the best, and those not told apart from it." in tied.caption
+    assert marked == {"EWC (exact, λ = 10)", "MAS"} and "†: the best, and those not shown to be worse." in tied.caption
 
 
 def test_the_best_mean_is_not_told_apart_from_what_beats_it_on_the_seeds_both_finished(tracked) -> None:
@@ -201,7 +201,7 @@ def test_the_joint_bound_is_shown_and_not_ranked(tracked) -> None:
     twin = [made.record("mas", seed, keeps=0.9, learns=0.85 + 0.001 * (-1) ** seed) for seed in range(8)]
     tied = only(document.build(tracked(*three(8), *made.seeds("joint", 8, keeps=1.0, learns=0.99), *twin)))
     assert f"†: the best {among}, and those" in tied.tables["main"].caption
-    assert any(f"has the best mean average accuracy {among}; not told" in said for said in tied.findings)
+    assert any(f"has the best mean average accuracy {among}; not shown" in said for said in tied.findings)
 
 
 def test_strategies_are_compared_on_the_seeds_that_both_finished(tracked) -> None:
@@ -252,6 +252,13 @@ def test_runs_whose_labels_tell_a_difference_stay_with_those_they_are_compared_t
         ("modes", ["naive[batchnorm=update]", "ewc"]),
         ("updating", ["naive", "si"]),
     ]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_label_that_tells_the_steps_of_a_recipe_tells_its_epochs_too(tracked, mixed: bool) -> None:
+    short = made.seeds("naive[iterations=100]", 2, epochs="", iterations="100")
+    sections = document.build(tracked(*short, *made.seeds("ewc", 2, keeps=0.9, lam="10")), allow_mixed=mixed).sections
+    assert [[*dict.fromkeys(s.runs["strategy"])] for s in sections] == [["naive[iterations=100]", "ewc"]]
 
 
 def test_strategies_that_share_no_trunk_are_not_counted_among_those_that_do(tracked) -> None:

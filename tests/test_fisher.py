@@ -433,3 +433,16 @@ def test_a_run_whose_closed_form_does_not_hold_is_differentiated_and_so_are_its_
     found = fisher.diagonals(stack_of(models), finished([(x, y)] * 2))
     for i, model in enumerate(models):
         agree({k: v[i] for k, v in found.items()}, {k: v / 20 for k, v in loop(model, x, y).items()}, 1e-10)
+
+
+def test_a_parameter_without_entries_does_no_harm():
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing, self.layer = nn.Parameter(torch.zeros(0)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + self.nothing.sum()
+
+    found = fisher.diagonal(Empty().eval(), torch.randn(5, 4), torch.arange(5) % 3, estimator="empirical")
+    assert found["nothing"].shape == (0,) and (found["layer.weight"] > 0).any()

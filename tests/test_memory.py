@@ -43,6 +43,12 @@ def test_a_machine_without_limits_has_what_is_available(tmp_path: Path) -> None:
     assert free_bytes(CPU, machine(tmp_path, 2**30)) == 2**30
 
 
+def test_a_kernel_without_groups_has_what_is_available(tmp_path: Path) -> None:
+    root = machine(tmp_path, 2**34)
+    (root / "proc/self/cgroup").unlink()
+    assert free_bytes(CPU, root) == 2**34
+
+
 def test_the_least_that_a_group_or_one_around_it_leaves_is_what_there_is(tmp_path: Path) -> None:
     root, top = machine(tmp_path, 2**34, "0::/slurm/job/step\n"), tmp_path / "sys/fs/cgroup"
     group(top / "slurm/job/step", "2", None, 2**20)

@@ -376,6 +376,7 @@ def test_tasks_may_take_different_numbers_of_labels_in_an_order_that_is_given() 
     assert heads.blocks == ((0, 3), (3, 4), (4, 6)) and heads.testing(1, 2).tolist() == [True] * 4 + [False] * 2
     assert scenarios.resolve(table | {"incremental": "domain"}).heads([images] * 3).outputs == 3
     last = scenario.part(2, 3)
+    assert last.fields()["labels"] == "1, 2"
     assert [view.labels.tolist() for view in views(last, images)] == [
         [-1, 0, -1, -1, -1, -1],
         [-1, -1, 2, -1, 1, -1],

@@ -377,7 +377,7 @@ def test_two_objectives_end_with_a_front_and_one_setting_of_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS[1:] if name in objectives.OBJECTIVES])
-def test_any_metric_can_be_the_objective(name: str, tmp_path: Path) -> None:
+def test_metrics_of_runs_can_be_objectives(name: str, tmp_path: Path) -> None:
     evaluated = {"lr": 1e-3, "batch_size": 32, "iterations": 6, "evaluate_every": 4}
     done = go(made({"objective": name, "trials": 2, "seeds": 1}, train=evaluated), tmp_path)
     rows = done.rows()

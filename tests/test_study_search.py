@@ -521,6 +521,9 @@ def test_a_choice_at_an_end_of_its_range_is_said_to_be(lam: float, end: str) -> 
         ({"name": "ewc", "lam": 1.0, "decay": {"low": 0.0, "high": 1.0}}, {"decay": 1.0}, []),  # γ cannot be more
         ({"name": "ewc", "lam": 1.0, "decay": {"low": 0.5, "high": 0.9}}, {"decay": 0.9}, ["upper"]),
         ({"name": "ewc", "lam": 1.0, "decay": {"low": 0.5, "high": 0.9}}, {"decay": 0.5}, ["lower"]),
+        ({"name": "ewc", "lam": 1.0, "epochs": {"low": 1, "high": 10}}, {"epochs": 1}, []),
+        ({"name": "ewc", "lam": 1.0, "epochs": {"low": 1, "high": 10}}, {"epochs": 10}, ["upper"]),
+        ({"name": "ewc", "lam": 1.0, "lr": {"low": 1e-4, "high": 1e-2}}, {"lr": 1e-4}, ["lower"]),
     ],
 )
 def test_nothing_better_lies_beyond_the_end_of_what_there_is(
