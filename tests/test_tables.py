@@ -61,6 +61,14 @@ def test_the_main_table_of_golden_runs() -> None:
     assert len(found) == 4
 
 
+def test_accuracy_where_tasks_are_told_has_a_column_and_an_explanation_where_runs_have_it() -> None:
+    told = GOLDEN_RUNS.assign(task_aware_accuracy=[0.9, 0.8, NAN, NAN])
+    table = tables.main(told, NAMES)
+    assert cells(table)[0][-2:] == ["task-aware accuracy", "lost"] and "Task-aware: " in table.caption
+    assert [row[-2] for row in cells(table)[2:]] == ["85.0 ± 63.5", "–"]
+    assert "Task-aware" not in tables.main(GOLDEN_RUNS, NAMES).caption
+
+
 def test_final_accuracy_on_each_task_is_over_the_runs_that_finished() -> None:
     found = cells(tables.final(GOLDEN_RUNS, GOLDEN_ACCURACY, NAMES))
     assert found[0] == ["strategy", "n", "task 1", "task 2"]

@@ -7,6 +7,7 @@ import dataclasses
 import http.server
 import json
 import math
+import os
 import platform
 import socket
 import sqlite3
@@ -423,6 +424,16 @@ def test_sync_delivers_a_folder_and_draws_its_overview_once(place: Place) -> Non
     (overview,) = place.runs("overview")
     assert overview.data.params["scenario"] == "permuted-digits"
     assert {f.path for f in place.client.list_artifacts(overview.info.run_id)} >= {"runs.csv", "accuracy.csv"}
+
+
+def test_what_is_delivered_late_is_as_old_as_its_training(place: Place) -> None:
+    fill(place.folder, record("a"))
+    with Store(place.folder) as store:
+        store.describe({}, {})
+    os.utime(place.folder / "environment.json", (1e9, 1e9))
+    experiment.sync(place.folder, place.tracker, Presented())
+    (run,) = place.runs()
+    assert run.info.start_time // 1000 == 10**9
 
 
 def test_sync_does_not_average_runs_of_two_settings_that_share_a_label(place: Place) -> None:
