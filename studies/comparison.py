@@ -80,10 +80,10 @@ def rows(studies: Sequence[Study], answers: Sequence[Sequence[Answer]], records:
     known, found = {record.run_key: record for record in records}, []
     for study, answer in _pairs(studies, answers):
         own = [known[run.key] for run in _runs(study, answer) if run.key in known]
-        for name, promised in answer.tested.items():
+        for name, reported in answer.tested.items():
             values = {r.seed: objectives.value(name, r) for r in own if r.status == "finished"}
             entry = own[0].strategy if own else ""
-            found.append(Row(answer.label, entry, study.protocol, answer.params, name, promised, values))
+            found.append(Row(answer.label, entry, study.protocol, answer.params, name, reported, values))
     labels = list(dict.fromkeys(row.label for row in found))
     return sorted(found, key=lambda row: labels.index(row.label))
 
