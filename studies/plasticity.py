@@ -88,15 +88,12 @@ def compare(seeds: list[dict[str, Any]], records: list[Record], fine_tuned: list
 
 
 def kept(seeds: Sequence[Mapping[str, Any]]) -> float:
-    """The fraction of fine-tuning's accuracy that a trial keeps on the new task it costs most; 0 if a seed diverged.
+    """The fraction of fine-tuning's accuracy that a trial keeps on the new task it costs most.
 
     Args:
-        seeds: of the trial, each with `learnt` and `fine_tuned`.
+        seeds: of a complete trial, each with `learnt` and `fine_tuned`.
     """
-    ours, theirs = ([seed[name] for seed in seeds] for name in (LEARNT, FINE_TUNED))
-    if any(value is None for seed in ours for value in seed):
-        return 0.0
-    ours, theirs = np.mean(ours, axis=0), np.mean(theirs, axis=0)
+    ours, theirs = (np.mean([seed[name] for seed in seeds], axis=0) for name in (LEARNT, FINE_TUNED))
     # Where fine-tuning learns nothing there is nothing to fall short of.
     return float(np.min(np.divide(ours, theirs, out=np.ones_like(ours), where=theirs > 0)))
 
