@@ -355,86 +355,85 @@ def test_a_driver_that_dies_while_others_work_is_taken_over_by_the_next_that_ask
     assert one.spent and len(one.ended) == 8
 
 
-def _gone_after(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (storages, claims):
-        monkeypatch.setattr(module, "GRACE", seconds)
-    monkeypatch.setattr(storages, "HEARTBEAT", 1)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver without a heartbeat for a second counts as gone."""
-    _gone_after(1, monkeypatch)
-
-
-@pytest.fixture
-def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without one for five seconds: of who is not gone, a busy machine may make a second's beat late."""
-    _gone_after(5, monkeypatch)
+def silence(asker: Searcher) -> None:
+    """Let it be longer than a driver may be silent since any heartbeat in a database."""
+    assert isinstance(asker.storage.optuna, RDBStorage)
+    ago = f"'-{claims.GRACE + 60} seconds'"
+    with asker.storage.optuna.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, {ago})")
 
 
 def test_a_driver_on_another_machine_is_gone_when_its_heartbeat_stops(
-    lenient: None, at_work: Callable[[], Driver], tmp_path: Path
+    at_work: Callable[[], Driver], tmp_path: Path
 ) -> None:
     there, one = searcher(sqlite(tmp_path), at_work()), searcher(sqlite(tmp_path), at_work())
     left = there.ask()
     vanish(there, machine=ELSEWHERE, host="node7")
-    until = time.monotonic() + 7
-    while time.monotonic() < until:
-        there.storage.pulse.beat()
-        assert one.take_over() == []
-        time.sleep(0.2)
-    time.sleep(7)
+    assert one.take_over() == []
+    silence(there)
+    there.storage.pulse.beat()
+    assert one.take_over() == []
+    silence(there)
     (line,) = one.take_over()
     assert "on node7 is gone, took over trials 0, 1, 2, 3" in line
     assert lams(one.ask()) == lams(left)
 
 
 def test_a_thread_keeps_the_heartbeat_while_a_batch_trains(
-    lenient: None, at_work: Callable[[], Driver], tmp_path: Path
+    at_work: Callable[[], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(storages, "HEARTBEAT", 0.1)
     there, one = searcher(sqlite(tmp_path), at_work()), searcher(sqlite(tmp_path), at_work())
+    asked = there.ask()
+    vanish(there, machine=ELSEWHERE)
+    silence(there)
+    beat, beats = there.storage.pulse.beat, itertools.count()
+    again = threading.Event()
+
+    def heard() -> None:
+        beat()
+        if next(beats):  # it goes on
+            again.set()
+
+    monkeypatch.setattr(there.storage.pulse, "beat", heard)
     with there.storage.pulse.beating():
-        asked = there.ask()
-        vanish(there, machine=ELSEWHERE)
-        time.sleep(8)
+        assert again.wait(60)
         assert one.take_over() == [] and all(there.holds(trial) for trial in asked)
 
 
 def test_a_driver_killed_before_its_first_heartbeat_is_taken_over_too(
-    impatient: None, at_work: Callable[[], Driver], tmp_path: Path
+    at_work: Callable[[], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, one = searcher(sqlite(tmp_path), at_work()), searcher(sqlite(tmp_path), at_work())
     there.storage.pulse.hold = lambda trial: None  # type: ignore[method-assign]
     there.ask()
     vanish(there, machine=ELSEWHERE)
-    until, lines = time.monotonic() + 20, list[str]()
-    while one.others() and time.monotonic() < until:  # not all in the same second
-        lines += one.take_over()
-        time.sleep(0.2)
-    assert lines and not one.others() and len(one.ask()) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "GRACE", 0)
+        assert one.take_over() == one.take_over() == []  # the second time it was there for too long
+    silence(one)
+    assert one.take_over() and not one.others() and len(one.ask()) == 4
 
 
 def test_a_trial_taken_by_a_driver_that_never_said_so_is_taken_over_soon(
     at_work: Callable[[], Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Queued here, popped there, and killed in between: it still says that it is this driver's, who lives."""
-    monkeypatch.setattr(claims, "SIGNING", 1)
+    monkeypatch.setattr(claims, "SIGNING", 0)
     one = searcher(InMemoryStorage(), at_work())
     one.optuna.ask()
-    assert one.take_over() == [] and len(one.others()) == 1
-    time.sleep(1.1)
+    assert one.take_over() == [] and len(one.others()) == 1  # seen for the first time
     (line,) = one.take_over()
     assert line == "ewc: a driver that gave no name is gone, took over trials 0" and len(one.ask()) == 4
 
 
 def test_a_driver_that_was_asleep_finds_its_trials_gone_and_counts_none_twice(
-    impatient: None, at_work: Callable[[], Driver], tmp_path: Path
+    at_work: Callable[[], Driver], tmp_path: Path
 ) -> None:
     asleep, one = searcher(sqlite(tmp_path), at_work(), trials=4), searcher(sqlite(tmp_path), at_work(), trials=4)
     late = asleep.ask()
     vanish(asleep, machine=ELSEWHERE)
-    time.sleep(3)
+    silence(asleep)
     assert one.take_over()
     again = one.ask()
     assert lams(again) == lams(late)
@@ -449,12 +448,10 @@ def test_a_driver_that_was_asleep_finds_its_trials_gone_and_counts_none_twice(
     assert len(one.ended) == len(one.complete) == 4
 
 
-def test_a_driver_that_wakes_up_does_not_take_over_from_itself(
-    lenient: None, at_work: Callable[[], Driver], tmp_path: Path
-) -> None:
+def test_a_driver_that_wakes_up_does_not_take_over_from_itself(at_work: Callable[[], Driver], tmp_path: Path) -> None:
     one = searcher(sqlite(tmp_path), at_work())
     asked = one.ask()
-    time.sleep(7)
+    silence(one)
     assert one.take_over() == []
     assert all(tell(one, trial) for trial in asked)
 
