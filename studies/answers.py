@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from tabulate import tabulate
 
 from benchmark.intervals import NONE, mean_interval, number, percent
-from studies import frames, objectives, places, plasticity, ranges
+from studies import fate, objectives, places, plasticity, ranges
 from studies.final import Tested
 from studies.places import SEEDS
 from studies.search import Searcher
@@ -30,7 +30,7 @@ class Answer:
     Attributes:
         label: of the strategy.
         params: the chosen setting; empty if no trial ended well.
-        trials: that counted, by what became of them: `complete`, or one of `frames.LOST`.
+        trials: that counted, by what became of them: `complete`, or one of `fate.LOST`.
         promised: the objective's mean over tuning seeds, by name.
         tested: its values over the test seeds, by name; none for a run that diverged or failed.
         tests: runs of the test, by what became of them: `finished`, `diverged` or `failed`.
@@ -78,7 +78,7 @@ def found(
             Answer(
                 label=label,
                 params=dict(best.params) if best else {},
-                trials=dict(Counter(frames.state(trial.user_attrs[SEEDS]) for trial in ended)),
+                trials=dict(Counter(fate.state(trial.user_attrs[SEEDS]) for trial in ended)),
                 promised=dict(zip(study.objectives, best.values, strict=True)) if best else {},
                 tested={name: list(tested[label][name]) for name in study.objectives},
                 flat=_flat(study, searcher, best),
@@ -155,9 +155,7 @@ def counted(ended: Mapping[str, int]) -> str:
     Args:
         ended: how many, by what became of them.
     """
-    return ", ".join(
-        [str(sum(ended.values())), *(f"{ended[state]} {state}" for state in frames.LOST if state in ended)]
-    )
+    return ", ".join([str(sum(ended.values())), *(f"{ended[state]} {state}" for state in fate.LOST if state in ended)])
 
 
 def shown(params: dict[str, Any]) -> str:

@@ -18,14 +18,14 @@ from benchmark.keys import digest
 from benchmark.results import Record
 from benchmark.server import TrackingError
 from benchmark.tracking import Tracker
-from studies import frames, objectives, places
+from studies import fate, frames, objectives, places
 from studies.answers import saving
+from studies.fate import Seeds
 from studies.places import PLACE, REASON, SEEDS
-from studies.search import Searcher, reason
+from studies.search import Searcher
 from studies.spec import Study
 
 Say = Callable[[str], None]
-Seeds = Sequence[Mapping[str, Any]]
 MLFLOW_RUNS = "mlflow_runs"
 """User attribute of a trial: ids of the MLflow runs of its seeds, in their order."""
 
@@ -192,7 +192,7 @@ class Delivery:
     def _trial(
         self, searcher: Searcher, trial: optuna.Trial | FrozenTrial, seeds: Seeds, records: Mapping[str, Record]
     ) -> tracking.Trial:
-        label, state = searcher.search.label, frames.state(seeds)
+        label, state = searcher.search.label, fate.state(seeds)
         fixed = {k: v for k, v in searcher.search.fixed.items() if k != "name"}
         params = {"strategy": label, **fixed, **trial.params, "trial": trial.number, "seeds": len(seeds)}
         params |= {"phase": "tuning", "protocol": self._study.protocol, "scenario": self._study.tuning.name}
@@ -201,7 +201,7 @@ class Delivery:
             key=_key(searcher, trial, seeds),
             name=f"{label} trial {trial.number}",
             status="finished" if state == "complete" else state,
-            reason=trial.user_attrs.get(REASON, "") or reason(seeds),
+            reason=trial.user_attrs.get(REASON, "") or fate.reason(seeds),
             params={k: str(v) for k, v in params.items()},
             metrics=_metrics(self._study, trial.params, seeds, records) | frames.saved(trial),
             started=self._asked(searcher, trial),
@@ -292,8 +292,8 @@ def _budget(study: Study, searchers: Sequence[Searcher]) -> str:
     """The protocol, and what was spent under it, for people."""
     spent = []
     for searcher in searchers:
-        states = [frames.state(trial.user_attrs[SEEDS]) for trial in searcher.ended]
-        lost = [f", {states.count(state)} {state}" for state in frames.LOST if state in states]
+        states = [fate.state(trial.user_attrs[SEEDS]) for trial in searcher.ended]
+        lost = [f", {states.count(state)} {state}" for state in fate.LOST if state in states]
         epochs, seconds = places.saved(searcher.ended)
         lost += [f", {saving(epochs, seconds)}"] if epochs else []
         spent.append(f"`{searcher.search.label}` {len(states)} trials{''.join(lost)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmark.experiment import with_reasons
 from benchmark.results import Record
-from studies import frames
+from studies import fate
 from studies.places import SEEDS
 from studies.search import Searcher
 
@@ -19,7 +19,7 @@ def of_trials(searcher: Searcher, records: Mapping[str, Record]) -> str:
         records: of runs, by key: of another driver's the reason is not known here.
     """
     told = [trial.user_attrs[SEEDS] for trial in searcher.ended]
-    failed = sum(frames.state(seeds) == "failed" for seeds in told)
+    failed = sum(fate.state(seeds) == "failed" for seeds in told)
     if not failed:
         return ""
     many = (

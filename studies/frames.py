@@ -13,13 +13,12 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
 from benchmark.results import Record
-from studies import objectives, plasticity
+from studies import fate, objectives, plasticity
+from studies.fate import Seeds
 from studies.places import REASON, SAVED, SEEDS
 from studies.search import Searcher
 from studies.spec import Study
 
-LOST = ("failed", "diverged", "pruned")
-"""States of a trial without a value, the gravest first."""
 FEW = 10  # complete trials that importance wants at least
 TOP = 5  # trials that at least count as good, where a tenth of all are fewer
 
@@ -92,7 +91,7 @@ def _trial(searcher: Searcher, trial: FrozenTrial, records: Mapping[str, Record]
     return {
         "strategy": searcher.search.label,
         "trial": trial.number,
-        "state": state(told),
+        "state": fate.state(told),
         "reason": trial.user_attrs.get(REASON, ""),
         "seconds": sum(float(r.facts["train_seconds"]) for r in known) if len(known) == len(told) else None,
         **trial.params,
@@ -107,19 +106,13 @@ def saved(trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
     return {f"saved_{name}": value for name, value in trial.user_attrs.get(SAVED, {}).items()}
 
 
-def plasticity_kept(study: Study, told: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def plasticity_kept(study: Study, told: Seeds) -> dict[str, float]:
     """What `plasticity-first` chooses by, of a complete trial; empty by any other protocol."""
-    decides = study.protocol == plasticity.PROTOCOL and state(told) == "complete"
+    decides = study.protocol == plasticity.PROTOCOL and fate.state(told) == "complete"
     return {"plasticity_kept": plasticity.kept(told)} if decides else {}
 
 
-def state(told: Sequence[Mapping[str, Any]]) -> str:
-    """What became of a trial, from its seeds: `complete`, or the first of `LOST` that is among them."""
-    there = {seed["status"] for seed in told}
-    return next((status for status in LOST if status in there), "complete")
-
-
-def means(study: Study, told: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> dict[str, float]:
+def means(study: Study, told: Seeds, records: Mapping[str, Record]) -> dict[str, float]:
     """Every measure that is known of all seeds of a complete trial, averaged over them.
 
     Args:
@@ -127,7 +120,7 @@ def means(study: Study, told: Sequence[Mapping[str, Any]], records: Mapping[str,
         told: its seeds.
         records: of runs, by key.
     """
-    if state(told) != "complete":
+    if fate.state(told) != "complete":
         return {}
     rows = [seed_row(study, seed, records) for seed in told]
     known = [name for name in measures(study) if all(row[name] is not None for row in rows)]

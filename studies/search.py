@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from studies import objectives, places, plasticity
+from studies import fate, objectives, places, plasticity
 from studies.claims import Claims
 from studies.drivers import Driver
 from studies.grid import grid
@@ -191,7 +191,7 @@ class Searcher:
         Returns:
             Whether it counts: it does not where it was taken over.
         """
-        return self._end(trial, seeds, reason(seeds), **self._told(seeds))
+        return self._end(trial, seeds, fate.reason(seeds), **self._told(seeds))
 
     @patient
     def prune(self, trial: optuna.Trial, seeds: list[dict[str, Any]], given_up: GivenUp) -> bool:
@@ -221,7 +221,7 @@ class Searcher:
     def _ended_for(self, left: FrozenTrial) -> None:
         """End a trial whose driver is gone: as it would have been, if all is known."""
         seeds: list[dict[str, Any]] = left.user_attrs.get(SEEDS, [])
-        if why := reason(seeds):
+        if why := fate.reason(seeds):
             self.storage.optuna.set_trial_user_attr(left._trial_id, REASON, why)
         if not seeds:
             self._claims.end(left.number, state=TrialState.FAIL)
@@ -239,11 +239,11 @@ class Searcher:
 
     def _told(self, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         """What Optuna is told of a trial: values, or that it failed."""
-        names, statuses = self.study.objectives, {s["status"] for s in seeds}
-        if not statuses & {"diverged", "failed"}:
+        names, state = self.study.objectives, fate.state(seeds)
+        if state == "complete":
             return {"values": [float(np.mean([s[name] for s in seeds])) for name in names]}
         # A run that failed says nothing about its setting.
-        if self.study.table.diverged == "fail" or "failed" in statuses:
+        if self.study.table.diverged == "fail" or state == "failed":
             return {"state": TrialState.FAIL}
         return {"values": [objectives.worst(name) for name in names]}
 
@@ -282,12 +282,6 @@ class Searcher:
                 f"the study {self._name!r} that is there is not what this command asks for; --new starts another:\n  "
                 + "\n  ".join(differs)
             )
-
-
-def reason(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """Why a trial has no value: `diverged with seeds 0, 1`; empty if it has one."""
-    lost = {status: [str(s["seed"]) for s in seeds if s["status"] == status] for status in ("failed", "diverged")}
-    return "; ".join(f"{status} with seeds {', '.join(which)}" for status, which in lost.items() if which)
 
 
 def free_name(studies: Sequence[Study], storage: str | BaseStorage | Storage) -> str:
