@@ -16,6 +16,7 @@ from benchmark.intervals import NONE, mean_interval, number, percent
 from studies import fate, objectives, places, plasticity, ranges
 from studies.final import Tested
 from studies.places import SEEDS
+from studies.protocols import PLASTICITY_FIRST, VALIDATION
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -48,7 +49,7 @@ class Answer:
     promised: dict[str, float]
     tested: dict[str, list[float]]
     flat: dict[str, tuple[float, float]] = field(default_factory=dict)
-    protocol: str = "validation"
+    protocol: str = VALIDATION
     saved: tuple[int, float] = (0, 0.0)
     why: str = ""
     tests: dict[str, int] = field(default_factory=dict)
@@ -92,7 +93,7 @@ def found(
 
 
 def _why(study: Study, searcher: Searcher, best: FrozenTrial) -> str:
-    if study.protocol == plasticity.PROTOCOL:  # which comes down from the end of the range
+    if study.protocol == PLASTICITY_FIRST:  # which comes down from the end of the range
         return plasticity.verdict(study, searcher.search, best)
     return "" if len(study.objectives) > 1 else "; ".join(_at_an_end(searcher, best))
 

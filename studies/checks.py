@@ -11,6 +11,7 @@ from benchmark.config import Experiment
 from benchmark.scenarios import Scenario
 from studies import ranges
 from studies.objectives import WHILE_TRAINING
+from studies.protocols import FIRST_K, PLASTICITY_FIRST, TWO_DATASET
 from studies.ranges import Search
 from studies.table import StudyTable
 
@@ -26,7 +27,7 @@ def together(table: StudyTable, wrong: set[str]) -> list[str]:
     rules = [
         (
             {"protocol", "tune_on"},
-            ("two-dataset" in table.protocols) == (table.tune_on is not None),
+            (TWO_DATASET in table.protocols) == (table.tune_on is not None),
             "protocol two-dataset, and no other, needs tune_on: the scenario to tune on",
         ),
         (
@@ -46,7 +47,7 @@ def together(table: StudyTable, wrong: set[str]) -> list[str]:
         ),
         (
             {"pruning", "protocol"},
-            not halving or "plasticity-first" not in table.protocols,
+            not halving or PLASTICITY_FIRST not in table.protocols,
             "pruning halving: protocol plasticity-first wants every trial to the end; take none",
         ),
         (
@@ -126,11 +127,11 @@ def lengths(table: StudyTable, scenario: Scenario) -> list[str]:
             short.append(
                 f"study.tune_on: expected the shape that is reported on, {_shape(scenario)}, got {_shape(other)}"
             )
-    if "first-k" in table.protocols and scenario.tasks - table.tasks < 2:
+    if FIRST_K in table.protocols and scenario.tasks - table.tasks < 2:
         left = f"at least 2 of the scenario's {scenario.tasks} tasks to report on"
         short.append(f"study.tasks: expected to leave {left}, got {table.tasks} to tune on")
     if table.pruning == "halving" and not short:
-        idle = [p for p in table.protocols if (table.tasks if p == "first-k" else scenario.tasks) <= 2]
+        idle = [p for p in table.protocols if (table.tasks if p == FIRST_K else scenario.tasks) <= 2]
         acts = "halving acts after tasks 2, 4, 8, ... but the last"
         short += [f"study.pruning: {acts}, and trials of protocol {p} have 2 tasks; take none" for p in idle]
     return short

@@ -16,6 +16,7 @@ from benchmark.results import Record
 from benchmark.runs import Run
 from studies import objectives
 from studies.answers import Answer
+from studies.protocols import TEST_ORACLE, VALIDATION
 from studies.spec import Study
 
 
@@ -103,7 +104,7 @@ def _runs(study: Study, answer: Answer) -> list[Run]:
 def baseline(rows: Sequence[Row]) -> str:
     """The protocol that others are compared with: `validation`, or else the first that does not look at test images."""
     there = dict.fromkeys(row.protocol for row in rows)
-    return "validation" if "validation" in there else next((p for p in there if p != "test-oracle"), next(iter(there)))
+    return VALIDATION if VALIDATION in there else next((p for p in there if p != TEST_ORACLE), next(iter(there)))
 
 
 def baseline_entry(rows: Sequence[Row]) -> str:

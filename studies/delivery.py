@@ -22,6 +22,7 @@ from studies import fate, frames, objectives, places
 from studies.answers import saving
 from studies.fate import Seeds
 from studies.places import PLACE, REASON, SEEDS
+from studies.protocols import TEST_ORACLE
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -181,7 +182,7 @@ class Delivery:
         return self._presentation.contents(
             frames.every(searchers, records),
             {name: objectives.direction(name) for name in self._study.objectives},
-            tuned_on_test=self._study.protocol == "test-oracle",
+            tuned_on_test=self._study.protocol == TEST_ORACLE,
         )
 
     def _named(self, record: Record, label: str, phase: str) -> Record:

@@ -16,6 +16,7 @@ from benchmark.results import Record
 from studies import fate, objectives, plasticity
 from studies.fate import Seeds
 from studies.places import REASON, SAVED, SEEDS
+from studies.protocols import PLASTICITY_FIRST
 from studies.search import Searcher
 from studies.spec import Study
 
@@ -80,7 +81,7 @@ def trials(searchers: Sequence[Searcher], records: Mapping[str, Record]) -> pd.D
         ]
     searched = list(dict.fromkeys(name for s in searchers for name in s.search.space))
     head = ["strategy", "trial", "state", "reason", "best", *searched, *measures(study), "seconds"]
-    head += ["plasticity_kept"] if study.protocol == plasticity.PROTOCOL else []
+    head += ["plasticity_kept"] if study.protocol == PLASTICITY_FIRST else []
     head += ["saved_run_epochs", "saved_seconds"] if any("saved_seconds" in row for row in rows) else []
     return pd.DataFrame(rows, columns=head).astype(dict.fromkeys([*measures(study), "seconds"], float))
 
@@ -108,7 +109,7 @@ def saved(trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
 
 def plasticity_kept(study: Study, told: Seeds) -> dict[str, float]:
     """What `plasticity-first` chooses by, of a complete trial; empty by any other protocol."""
-    decides = study.protocol == plasticity.PROTOCOL and fate.state(told) == "complete"
+    decides = study.protocol == PLASTICITY_FIRST and fate.state(told) == "complete"
     return {"plasticity_kept": plasticity.kept(told)} if decides else {}
 
 

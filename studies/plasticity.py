@@ -31,11 +31,11 @@ from benchmark.config import Entry
 from benchmark.results import Record
 from benchmark.runs import Run
 from strategies import Naive
+from studies.protocols import PLASTICITY_FIRST
 from studies.ranges import Search
 from studies.spec import Study
 from studies.storage import StudyError
 
-PROTOCOL = "plasticity-first"
 LEARNT, FINE_TUNED = "learnt", "fine_tuned"
 """Of a seed of a trial: accuracy on tasks 2..T just after each was learnt, with the trial's λ and by fine-tuning."""
 
@@ -60,7 +60,7 @@ def beside(study: Study, entry: Entry) -> list[Run]:
         entry: of the trial.
     """
     plain = Entry("fine-tuning", Naive.name, Naive(), entry.recipe)
-    return study.runs(plain, study.tuning, study.tuning_seeds) if study.protocol == PROTOCOL else []
+    return study.runs(plain, study.tuning, study.tuning_seeds) if study.protocol == PLASTICITY_FIRST else []
 
 
 def compare(seeds: list[dict[str, Any]], records: list[Record], fine_tuned: list[Record]) -> None:
@@ -80,8 +80,8 @@ def compare(seeds: list[dict[str, Any]], records: list[Record], fine_tuned: list
     for status, what in advice.items():
         if lost := [str(r.seed) for r in fine_tuned if r.status == status]:
             raise StudyError(
-                f"fine-tuning {status} with seeds {', '.join(lost)}: protocol {PROTOCOL} has nothing to compare with; "
-                f"{what}"
+                f"fine-tuning {status} with seeds {', '.join(lost)}: protocol {PLASTICITY_FIRST} has nothing to "
+                f"compare with; {what}"
             )
     for seed, ours, theirs in zip(seeds, records, fine_tuned, strict=True):
         seed |= {LEARNT: _learnt(ours), FINE_TUNED: _learnt(theirs)}

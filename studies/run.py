@@ -27,6 +27,7 @@ from studies.answers import Answer, found, markdown, saving, shown
 from studies.delivery import Delivery, Presentation
 from studies.drivers import Driver
 from studies.final import Final
+from studies.protocols import PLASTICITY_FIRST
 from studies.pruning import Halving
 from studies.search import Searcher
 from studies.spec import Study
@@ -284,4 +285,4 @@ def _progress(study: Study, searcher: Searcher) -> str:
     if best is None:
         return f"{done}, none ended well"
     values = ", ".join(f"{name} {100 * v:.2f}" for name, v in zip(study.objectives, best.values, strict=True))
-    return f"{done}, {'chosen' if study.protocol == plasticity.PROTOCOL else 'best'} {values} at {shown(best.params)}"
+    return f"{done}, {'chosen' if study.protocol == PLASTICITY_FIRST else 'best'} {values} at {shown(best.params)}"

@@ -18,6 +18,7 @@ from studies.claims import Claims
 from studies.drivers import Driver
 from studies.grid import grid
 from studies.places import DRIVER, REASON, SAVED, SEEDS
+from studies.protocols import PLASTICITY_FIRST
 from studies.pruning import GivenUp
 from studies.ranges import Search
 from studies.samplers import PlaceSampler
@@ -78,14 +79,14 @@ class Searcher:
 
     def describe(self) -> str:
         """What is searched, in words."""
-        if self.study.protocol != plasticity.PROTOCOL:
+        if self.study.protocol != PLASTICITY_FIRST:
             return self.search.describe()
         first, *_, last = plasticity.ladder(self.study, self.search)
         return f"{self.search.label}: lam from {first:.3g} down to {last:.3g}"
 
     def _planned(self) -> list[dict[str, Any]]:
         """Settings to be asked before the sampler is."""
-        if self.study.protocol == plasticity.PROTOCOL:
+        if self.study.protocol == PLASTICITY_FIRST:
             return [{"lam": lam} for lam in plasticity.ladder(self.study, self.search)]
         points = grid(self.search, min(self.study.table.batch, self.study.trials))
         return [point for i, point in enumerate(points) if point not in points[:i]]  # few choices repeat themselves
@@ -250,7 +251,7 @@ class Searcher:
     @patient
     def best(self) -> FrozenTrial | None:
         """The trial to report, by the protocol: of two objectives, the one of the Pareto front whose sum is best."""
-        if self.study.protocol == plasticity.PROTOCOL:
+        if self.study.protocol == PLASTICITY_FIRST:
             well = [t for t in self.complete if REASON not in t.user_attrs]
             return plasticity.chosen(well, self.study.table.plasticity)
         signs = [1 if objectives.direction(name) == "maximize" else -1 for name in self.study.objectives]

@@ -15,8 +15,9 @@ from benchmark.config import ConfigError, Entry, Experiment
 from benchmark.runs import Run
 from benchmark.scenarios import Scenario
 from studies import checks, ranges
+from studies.protocols import FIRST_K, PLASTICITY_FIRST, TEST_ORACLE, TWO_DATASET, VALIDATION, Protocol
 from studies.ranges import Search
-from studies.table import OWN, Protocol, StudyTable
+from studies.table import OWN, StudyTable
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Study:
     def tuning(self) -> Scenario:
         """What trials are trained and judged on. Only `test-oracle` lets them see a test image."""
         scenario, table = self.experiment.scenario, self.table
-        if self.protocol == "test-oracle":
+        if self.protocol == TEST_ORACLE:
             return scenario
-        if self.protocol == "first-k":
+        if self.protocol == FIRST_K:
             scenario = scenario.part(1, table.tasks)
-        if self.protocol == "two-dataset" and table.tune_on is not None:
+        if self.protocol == TWO_DATASET and table.tune_on is not None:
             scenario = scenarios.resolve(table.tune_on)
         return dataclasses.replace(scenario, validation=table.validation)
 
@@ -58,17 +59,17 @@ class Study:
     def reported(self) -> Scenario:
         """What the chosen setting is trained and tested on in the end: all training images, and the test set once."""
         scenario = self.experiment.scenario
-        return scenario.part(self.table.tasks + 1, scenario.tasks) if self.protocol == "first-k" else scenario
+        return scenario.part(self.table.tasks + 1, scenario.tasks) if self.protocol == FIRST_K else scenario
 
     @property
     def marked(self) -> str:
         """The protocol, as tables name it wherever they may end up."""
-        return f"{self.protocol}, tuned on test" if self.protocol == "test-oracle" else self.protocol
+        return f"{self.protocol}, tuned on test" if self.protocol == TEST_ORACLE else self.protocol
 
     @property
     def trials(self) -> int:
         """Of each strategy: as many as the file says, but for `plasticity-first`, where λ takes as many values."""
-        return self.table.lam_decays + 1 if self.protocol == "plasticity-first" else self.table.trials
+        return self.table.lam_decays + 1 if self.protocol == PLASTICITY_FIRST else self.table.trials
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -78,7 +79,7 @@ class Study:
     @property
     def test_seeds(self) -> tuple[int, ...]:
         """Of the final evaluation: none that a trial used, but for `test-oracle`, which reports what it tuned on."""
-        return self.tuning_seeds if self.protocol == "test-oracle" else self.fresh_seeds
+        return self.tuning_seeds if self.protocol == TEST_ORACLE else self.fresh_seeds
 
     @property
     def fresh_seeds(self) -> tuple[int, ...]:
@@ -89,18 +90,18 @@ class Study:
         """The protocol in words, as tables and reports state it."""
         table, share = self.table, f"{100 * self.table.validation:g}% of each label's training images"
         how = {
-            "validation": f"validation: chosen on {share}",
-            "first-k": f"first-k: chosen on the first {table.tasks} tasks ({share}), reported on the rest",
-            "plasticity-first": (
-                f"plasticity-first: lam times {table.lam_decay:g}, at most {table.lam_decays} times, until it keeps "
+            VALIDATION: f"chosen on {share}",
+            FIRST_K: f"chosen on the first {table.tasks} tasks ({share}), reported on the rest",
+            PLASTICITY_FIRST: (
+                f"lam times {table.lam_decay:g}, at most {table.lam_decays} times, until it keeps "
                 f"{table.plasticity:g} of fine-tuning's accuracy on each new task ({share})"
             ),
-            "two-dataset": f"two-dataset: chosen on {self.tuning.name} ({share})",
-            "test-oracle": "test-oracle: TUNED ON TEST, with the seeds reported",
+            TWO_DATASET: f"chosen on {self.tuning.name} ({share})",
+            TEST_ORACLE: "TUNED ON TEST, with the seeds reported",
         }[self.protocol]
         seeds = f"{table.seeds} tuning seeds, {len(self.test_seeds)} test seeds"
-        search = "and fine-tuning beside them" if self.protocol == "plasticity-first" else f"sampler {table.sampler}"
-        return f"{how}; {self.trials} trials a strategy, {search}, {seeds}"
+        search = "and fine-tuning beside them" if self.protocol == PLASTICITY_FIRST else f"sampler {table.sampler}"
+        return f"{self.protocol}: {how}; {self.trials} trials a strategy, {search}, {seeds}"
 
     def entry(self, search: Search, params: dict[str, Any]) -> Entry:
         """A strategy with the hyperparameters of a trial."""
@@ -160,7 +161,7 @@ def parse(content: dict[str, Any]) -> list[Study]:
         if isinstance(entry, dict):
             search, ends[i] = ranges.read(f"strategy.{i}", entry, errors)
             searches.append(search)
-            if "plasticity-first" in table.protocols and not wrong & OWN["plasticity-first"]:
+            if PLASTICITY_FIRST in table.protocols and not wrong & OWN[PLASTICITY_FIRST]:
                 errors += checks.ladder(f"strategy.{i}", search, table)
     searches = ranges.told_apart(searches)
     experiments = _bounds({k: v for k, v in content.items() if k != "study"}, ends, errors)

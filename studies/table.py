@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from benchmark import scenarios
 from strategies.registry import did_you_mean
 from studies.objectives import OBJECTIVES
+from studies.protocols import PLASTICITY_FIRST, VALIDATION, Protocol
 
-Protocol = Literal["validation", "first-k", "plasticity-first", "two-dataset", "test-oracle"]
-OWN: dict[Protocol, frozenset[str]] = {"plasticity-first": frozenset({"plasticity", "lam_decay", "lam_decays"})}
+OWN: dict[Protocol, frozenset[str]] = {PLASTICITY_FIRST: frozenset({"plasticity", "lam_decay", "lam_decays"})}
 """Keys of `[study]` that concern one protocol alone."""
 
 
@@ -50,7 +50,7 @@ class StudyTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     objective: str | list[str] = "average_accuracy"
-    protocol: str | list[str] = "validation"
+    protocol: str | list[str] = VALIDATION
     trials: int = Field(20, ge=1)
     timeout: float | None = Field(None, gt=0)
     sampler: Literal["tpe", "gp", "random"] = "tpe"

@@ -15,6 +15,7 @@ from benchmark.results import Record
 from studies import objectives, plasticity, spec
 from studies.delivery import Delivery
 from studies.drivers import Driver
+from studies.protocols import PLASTICITY_FIRST
 from studies.pruning import GivenUp
 from studies.search import Searcher
 from studies.spec import Study
@@ -132,7 +133,7 @@ class Played:
             values = {name: objectives.value(name, made) for name in self.study.objectives}
             finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
             told.append({"seed": seed, "run_key": key, "status": status, **finite})
-            if self.study.protocol == plasticity.PROTOCOL:
+            if self.study.protocol == PLASTICITY_FIRST:
                 plasticity.compare(told[-1:], [made], [record("plain", "naive", seed, 0.0)])
         return told
 
