@@ -23,7 +23,9 @@ def of_trials(searcher: Searcher, records: Mapping[str, Record]) -> str:
     if not failed:
         return ""
     many = (
-        f"all {failed} trials failed" if failed == len(told) else f"no trial ended well, {failed} of {len(told)} failed"
+        f"all {failed} trials failed"
+        if failed == len(told) > 1
+        else f"no trial ended well, {failed} of {len(told)} failed"
     )
     said = f"{searcher.search.label}: {many}, so no setting of it was tested; --new starts another study"
     return with_reasons(said, (records[s["run_key"]] for seeds in told for s in seeds if s["run_key"] in records))
