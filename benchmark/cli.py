@@ -226,13 +226,14 @@ def study(
             outcomes.append(outcome)
         beside = _compared(chosen, outcomes, session, tracker)
     console.print()
-    answers = [answer for outcome in outcomes for answer in outcome.answers]
+    found = [outcome.answers for outcome in outcomes]
+    answers = [answer for each in found for answer in each]
     console.print(study_table(answers))
     for answer in answers:
         if answer.why:
             say(answer.why)
     console.print()
-    rows = comparison.rows(chosen, [outcome.answers for outcome in outcomes], beside.records) if beside else []
+    rows = comparison.rows(chosen, found, beside.records) if beside else []
     if rows:
         console.print(comparison_table(rows))
         console.print()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Session:
 
     def train(
         self,
-        runs: Iterable[Run],
+        runs: Sequence[Run],
         tasks: list[ImageSet],
         keep: schedule.Keep,
         *,
@@ -63,9 +63,8 @@ class Session:
         Yields:
             The results of one stack.
         """
-        listed = list(runs)
-        room = self.executor.room(self.device) if listed else None
-        made = plan.make(listed, tasks, self.device, self.largest, room, trunks or {}, together)
+        room = self.executor.room(self.device) if runs else None
+        made = plan.make(runs, tasks, self.device, self.largest, room, trunks or {}, together)
         self.planned(made, tasks)
         yield from schedule.execute(
             made, tasks, self.device, self.listener, keep, prune=prune, executor=self.executor, trunks=trunks

@@ -10,7 +10,7 @@ import pandas as pd
 from benchmark.intervals import number
 from reports import compare, names
 from reports.measures import NEW
-from reports.numbers import between, p_value
+from reports.numbers import between, p_said, p_value
 
 Row = dict[Any, Any]
 MOST = 12  # sentences; the table of paired differences has the rest
@@ -121,12 +121,12 @@ def _told(row: Row) -> bool:
 
 def _about(row: Row, *, flip: bool = False, said_n: int = 0) -> str:
     """Interval, n unless it is said already, and p where the test can decide, in brackets."""
-    n, low, high, p = int(row["n"]), float(row["low"]), float(row["high"]), p_value(float(row["p_holm"]))
+    n, low, high, p = int(row["n"]), float(row["low"]), float(row["high"]), p_said(float(row["p_holm"]))
     low, high = (-high, -low) if flip else (low, high)
     parts = {
         "without an interval" if pd.isna(low) else f"95% CI {between(low, high)}": True,
         f"n = {n} paired seed{'s' * (n != 1)}": n != said_n,
-        f"Holm-adjusted p {'' if p.startswith('<') else '= '}{p}": bool(row["decidable"]),
+        f"Holm-adjusted {p}": bool(row["decidable"]),
     }
     return f" ({', '.join(part for part, said in parts.items() if said)})"
 

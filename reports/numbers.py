@@ -23,6 +23,12 @@ def interval(low: float, high: float) -> str:
     return NONE if pd.isna(low) else f"[{bound(low)}, {bound(high)}]"
 
 
+def p_said(p: float) -> str:
+    """`p = 0.031`, `p < 0.001`."""
+    text = p_value(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def p_value(p: float) -> str:
     """`0.031`, `< 0.001`; two digits that count, none that do not."""
     if pd.isna(p):

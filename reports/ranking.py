@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,7 +27,7 @@ class Ranking:
     notes: list[str]
 
 
-def ranking(sections: Iterable[tuple[str, pd.DataFrame]], cast: figures.Cast) -> Ranking | None:
+def ranking(sections: Sequence[tuple[str, pd.DataFrame]], cast: figures.Cast) -> Ranking | None:
     """Over scenarios, for the strategies that all of them have and that are not bounds; None where they are too few.
 
     Args:
@@ -35,8 +35,7 @@ def ranking(sections: Iterable[tuple[str, pd.DataFrame]], cast: figures.Cast) ->
         cast: of the report.
     """
     by_scenario: dict[str, pd.DataFrame] = {}
-    listed = list(sections)
-    for title, runs in listed:
+    for title, runs in sections:
         # A section without the field is a scenario of its own; of several recipes of one, the first counts.
         by_scenario.setdefault(recipes.shared(runs).get("scenario", title), runs)
     means = {
@@ -56,6 +55,6 @@ def ranking(sections: Iterable[tuple[str, pd.DataFrame]], cast: figures.Cast) ->
     notes = [f"Left out, since not every scenario has runs of them: {'; '.join(missing)}."] if missing else []
     bounds = [cast.names[label] for label in cast.names if label in every and compare.is_bound(label)]
     notes += [f"Not ranked, as a bound: {'; '.join(bounds)}."] if bounds else []
-    if len(by_scenario) < len(listed):
+    if len(by_scenario) < len(sections):
         notes.append("Of a scenario with several sections the first is ranked: one scenario is one observation.")
     return Ranking(found, drawn, list(by_scenario), notes)

@@ -16,7 +16,7 @@ import jinja2
 from reports import figures
 from reports.document import Document
 from reports.load import ReportError
-from reports.numbers import p_value
+from reports.numbers import p_said, p_value
 from reports.table import code, escape_markdown
 
 Format = Literal["md", "tex", "html", "pdf"]
@@ -96,7 +96,7 @@ def render(document: Document, template: Path | None = None, command: str = "for
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"md": escape_markdown, "code": code, "p": p_value}
+    environment.filters |= {"md": escape_markdown, "code": code, "p_value": p_value, "p_said": p_said}
     try:
         # A string, so that a file of the built-in one's name may extend it.
         made = environment.from_string(template.read_text("utf-8")) if template else environment.get_template(TEMPLATE)
