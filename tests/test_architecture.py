@@ -72,7 +72,7 @@ def test_figures_and_tables_of_results_need_neither_torch_nor_mlflow():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_how_long_threads_wait_is_said_before_torch_is_loaded_unless_the_user_did(given, expected):
     code = "import sys, os, benchmark.cli; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
