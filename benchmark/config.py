@@ -64,6 +64,7 @@ class TrainTable(BaseModel):
     batchnorm: Literal["update", "freeze-after-first"] = "update"
     optimizer_state: Literal["reset", "keep"] = "reset"
     precision: Precision = "float32"
+    compile: bool = False
     evaluate_every: int = Field(0, ge=0)
 
 

@@ -210,7 +210,7 @@ class Learner:
             loss, new = self._step(lesson, lesson.batch(ids, keys), draws, strategy, moving | fixed, hparams)
             return loss, new if changes else {}
 
-        step, done = replayed(plain), 0
+        step, done = replayed(plain, compile=self.recipe.compile), 0
         for epoch in range(lesson.epochs):
             total, begun = torch.zeros(self.runs, dtype=self.recipe.dtype, device=self.device), done
             for ids, keys, draws in lesson.epoch(epoch):

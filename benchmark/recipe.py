@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -28,6 +29,8 @@ class Recipe:
         optimizer_state: whether each task starts with a fresh optimiser.
         precision: float32; float64; tf32 (float32 but for products, whose factors a GPU rounds to a fraction of 10 bits
             and a CPU does not); or bfloat16 (autocast; parameters stay float32).
+        compile: training steps into kernels of their own: steps are faster after seconds, and need a C++ compiler. The
+            results differ by rounding.
         evaluate_every: steps between evaluations on all tasks while training; 0: only between tasks.
     """
 
@@ -41,6 +44,7 @@ class Recipe:
     batchnorm: Literal["update", "freeze-after-first"] = "update"
     optimizer_state: Literal["reset", "keep"] = "reset"
     precision: Precision = "float32"
+    compile: bool = False
     evaluate_every: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +65,10 @@ class Recipe:
         """
         an_epoch = max(images // self.batch_size, 1)
         return an_epoch, self.iterations * tasks if self.iterations is not None else an_epoch * (self.epochs or 0)
+
+    def spec(self) -> dict[str, Any]:
+        """Every field by name; without `compile` where it is off, as before there was any."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "compile" or v}
 
     @contextmanager
     def products(self, device: torch.device) -> Generator[None, None, None]:

@@ -6,7 +6,7 @@ where PyTorch hands operations to the device, below `vmap` and automatic differe
 list: the same operations on the same memory, so the same results to the bit. Left out are views that nobody looks at
 and views that are what they are of.
 
-On a GPU the list is then captured as a CUDA graph, see `graphs`.
+The list may be compiled, see `compiled`. On a GPU it is captured as a CUDA graph, see `graphs`.
 
 That asks of a step what the contract asks of strategies anyway: it is a function of tensors whose shapes stay what they
 are, it does not branch on their values, and does nothing beside. One that looks at values through `item` or a shape
@@ -15,7 +15,9 @@ made of them is never replayed.
 
 from __future__ import annotations
 
+import functools
 import operator
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from benchmark.compiled import compiled
 from benchmark.graphs import captured
 from strategies.trees import leaves, regrown, tree_map
 
@@ -32,12 +35,13 @@ ATEN = torch.ops.aten
 VALUE, SHAPE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 
 
-def replayed(step: Callable[..., Any]) -> Callable[..., Any]:
+def replayed(step: Callable[..., Any], *, compile: bool = False) -> Callable[..., Any]:
     """The same function, faster from its third call on.
 
     Args:
         step: takes and returns tensors, or dictionaries and tuples of them, of equal shapes at each call. It may read
             and write tensors that it does not take, but these must stay where they are in memory.
+        compile: what was recorded, rather than play it back.
 
     Returns:
         A function whose results may be overwritten by its next call.
@@ -58,7 +62,13 @@ def replayed(step: Callable[..., Any]) -> Callable[..., Any]:
         inputs = [t.detach() for t in leaves(args)]
         with _Recorder(inputs) as recorder:
             result = step(*regrown(args, inputs))
-        current = recorder.replay(result) or step
+        recorded = recorder.recorded(leaves(result))
+        if recorded is None and compile:
+            warnings.warn("a training step looks at values of its tensors, so it runs uncompiled", stacklevel=2)
+        elif recorded is not None:
+            graph, constants = recorded
+            forward = compiled(graph, constants, inputs) if compile else _played(graph, constants)
+            current = _regrowing(forward, result)
         return result
 
     return call
@@ -75,7 +85,8 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._graph, self._constants = fx.Graph(), SimpleNamespace()
+        self._graph = fx.Graph()
+        self._constants: dict[str, Tensor] = {}
         # Names of tensors, for as long as they live: of what was made or put in, and of constants.
         self._made, self._constant = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._reads_values = False
@@ -112,31 +123,41 @@ class _Recorder(TorchDispatchMode):
             made: fx.Node = self._made[t]
             return made
         if t not in self._constant:
-            self._constant[t] = f"constant{len(vars(self._constants))}"
-            setattr(self._constants, self._constant[t], t.detach())
+            self._constant[t] = name = f"constant{len(self._constants)}"
+            self._constants[name] = t.detach()
         return self._graph.get_attr(self._constant[t])
 
-    def replay(self, result: Any) -> Callable[..., Any] | None:
-        """What was recorded, as a function of trees like the recorded call's; None where it would not be the same.
+    def recorded(self, results: list[Tensor]) -> tuple[fx.Graph, dict[str, Tensor]] | None:
+        """What was recorded, and the constants it reads by name; None where it would not be the same again.
 
         Args:
-            result: what the recorded call returned.
+            results: of the recorded call.
         """
         if self._reads_values:
             return None
-        self._graph.output(self._named(tuple(leaves(result))))
+        self._graph.output(self._named(tuple(results)))
         for node in reversed(self._graph.nodes):
             if not node.users and _only_looks(node):
                 self._graph.erase_node(node)
-        code = self._graph.python_code("self")
-        exec(code.src, code.globals)
-        forward, constants, shape = code.globals["forward"], self._constants, tree_map(lambda t: torch.empty(0), result)
+        return self._graph, self._constants
 
-        def play(*args: Any) -> Any:
-            with torch.no_grad():
-                return regrown(shape, forward(constants, *leaves(args)))
 
-        return play
+def _played(graph: fx.Graph, constants: dict[str, Tensor]) -> Callable[..., Any]:
+    """The function that a graph describes, operation by operation."""
+    code = graph.python_code("self")
+    exec(code.src, code.globals)
+    return functools.partial(code.globals["forward"], SimpleNamespace(**constants))
+
+
+def _regrowing(forward: Callable[..., Any], result: Any) -> Callable[..., Any]:
+    """A function of tensors as one of trees, which returns trees like `result`."""
+    shape = tree_map(lambda t: torch.empty(0), result)
+
+    def call(*args: Any) -> Any:
+        with torch.no_grad():
+            return regrown(shape, forward(*leaves(args)))
+
+    return call
 
 
 def _reads_values(func: Any, args: Any) -> bool:

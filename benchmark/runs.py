@@ -57,7 +57,7 @@ class Run:
                 "numerics": NUMERICS,
                 "scenario": self.scenario.spec(),
                 "model": self.model.spec(),
-                "recipe": dataclasses.asdict(self.recipe),
+                "recipe": self.recipe.spec(),
                 "strategy": self.strategy_name,
                 "options": self.strategy.options(),
                 "code": registry.fingerprint(type(self.strategy)),
@@ -71,7 +71,7 @@ class Run:
         if not self.strategy.shares_first_task():
             return ""
         # Freezing BatchNorm begins after the first task.
-        recipe = dataclasses.asdict(dataclasses.replace(self.recipe, batchnorm="update"))
+        recipe = dataclasses.replace(self.recipe, batchnorm="update").spec()
         return digest([NUMERICS, self.scenario.spec(), self.model.spec(), recipe, self.seed])
 
     def images(self, task: int, tasks: Sequence[ImageSet]) -> int:
@@ -111,7 +111,7 @@ class Run:
             "strategy_name": self.strategy_name,
             "strategy_version": self._strategy_version or None,
             **self.strategy.options(),
-            **dataclasses.asdict(self.recipe),
+            **self.recipe.spec(),
         }
 
 

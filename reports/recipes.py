@@ -34,6 +34,7 @@ FIELDS = {
     "batchnorm": "BatchNorm statistics",
     "optimizer_state": "optimiser state between tasks",
     "precision": "precision",
+    "compile": "compiled steps",
     "evaluate_every": "steps between evaluations",
     "protocol": "tuning protocol",
 }

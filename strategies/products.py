@@ -18,6 +18,9 @@ from torch.func import vmap
 Dims = tuple[int | None, ...]
 """Where each argument has its axis of runs; None where all runs share it."""
 
+LINEAR: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+"""The fully connected layer of PyTorch's compiler: without one, its only door to oneDNN's products in float32."""
+
 # Multiplications from which on oneDNN's half of the time is worth a call for each run and the copy of its result.
 WORTH_A_CALL = 2**21
 
@@ -28,7 +31,7 @@ def wider_than_mkl() -> bool:
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     # Zen 4 lacks the last of these, and does AVX-512 in two halves: there MKL is as fast.
     zen5 = str(has.get("cpu_name")).startswith("AMD") and all(has.get(f"avx512_{f}") for f in ("f", "vp2intersect"))
-    return zen5 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return zen5 and torch.backends.mkldnn.is_available() and LINEAR is not None
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -57,8 +60,7 @@ def by_onednn(a: Tensor, b: Tensor) -> bool:
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    # The fully connected layer of PyTorch's compiler: without one, its only door to oneDNN's products in float32.
-    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, _dense(b).mT, None, "none", [], "")
+    y: Tensor = LINEAR(a, _dense(b).mT, None, "none", [], "")
     return y
 
 

@@ -45,7 +45,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """No step is replayed, so that a test may listen inside of every one."""
-    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step, **_: step)
 
 
 def make_run(strategy: Strategy | None = None, *, seed: int = 0, tasks: int = 2, **recipe: object) -> Run:

@@ -46,7 +46,7 @@ def calls_of(step):
 def test_a_replayed_run_equals_one_trained_step_by_step_to_the_bit(strategy, seeds, monkeypatch):
     runs = [make_run(strategy, seed=seed, precision="float32", batchnorm="freeze-after-first") for seed in seeds]
     replaying, _ = train(*runs)
-    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step, **_: step)
     plain, _ = train(*runs)
     for run in runs:
         assert all(torch.equal(p, plain[run.key][k]) for k, p in replaying[run.key].items())
@@ -66,7 +66,7 @@ def test_recipes_and_networks_replay_to_the_bit(recipe, model, monkeypatch):
     runs = [make_run(EWC(lam=50), seed=seed, epochs=None, iterations=8, **recipe) for seed in (0, 1)]
     runs = [dataclasses.replace(run, model=Model(model)) for run in runs]
     replaying, _ = train(*runs)
-    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step, **_: step)
     plain, _ = train(*runs)
     for run in runs:
         assert all(torch.equal(p, plain[run.key][k]) for k, p in replaying[run.key].items())
@@ -161,7 +161,7 @@ def test_a_captured_run_equals_one_trained_step_by_step_to_the_bit(strategy, mon
     captures = []
     monkeypatch.setitem(graphs.CAPTURES, "cpu", lambda *given: captures.append(1) or rerun(*given))
     captured, _ = train(*runs)
-    monkeypatch.setattr("benchmark.learner.replayed", lambda step: step)
+    monkeypatch.setattr("benchmark.learner.replayed", lambda step, **_: step)
     plain, _ = train(*runs)
     assert captures
     for run in runs:

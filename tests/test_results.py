@@ -69,7 +69,7 @@ def test_runs_csv_has_one_row_a_run_with_every_hyperparameter_recipe_field_and_m
     ]
     first, last = table[0], table[-1]
     assert list(first)[:4] == ["run_key", "strategy", "seed", "status"]
-    assert {*dataclasses.asdict(found[0].run.recipe), "lam", "estimator", "scenario", "model"} <= set(first)
+    assert {*found[0].run.recipe.spec(), "lam", "estimator", "scenario", "model"} <= set(first)
     assert (first["lam"], last["lam"], last["estimator"], last["lr"]) == ("", "0.1", "empirical", "0.0001")
     for row, r in zip(table, found, strict=True):
         for name, value in metrics.summary(r.accuracy).items():

@@ -1,0 +1,147 @@
+"""PyTorch's fused optimisers spelled out in a recorded step, so that a compiler can merge them with what is around.
+
+References:
+    Kingma and Ba 2015, Adam, https://arxiv.org/abs/1412.6980.
+    Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+ATEN = torch.ops.aten
+RATES = "rates"
+
+
+def spell_out(graph: fx.Graph, constants: dict[str, Tensor]) -> Callable[[], None]:
+    """Replace the optimiser of a recorded step, in place.
+
+    Args:
+        graph: of the step.
+        constants: its attributes by name. One may join them: what of Adam's rates changes with the number of steps.
+
+    Returns:
+        What to call before each step, which sets these rates.
+    """
+    prepare = _nothing
+    for node in list(graph.nodes):
+        args: Any = node.args
+        if node.target in {ATEN._fused_adam_.default, ATEN._fused_adamw_.default}:
+            params, grads, firsts, seconds, _, counts = args
+            decoupled = node.target is ATEN._fused_adamw_.default
+            # All parameters have taken as many steps.
+            step, dtype = constants[counts[0].target], constants[params[0].target].dtype
+            prepare, constants[RATES] = _rates(step, dtype, node.kwargs)
+            options = {k: node.kwargs[k] for k in ("beta1", "beta2", "eps")}
+            options |= {"decay": 0.0 if decoupled else node.kwargs["weight_decay"], "decoupled": decoupled}
+            with graph.inserting_before(node):
+                rates = graph.get_attr(RATES)
+                graph.call_function(adam, (params, _shaped(grads), firsts, seconds, rates), options)
+            graph.erase_node(node)
+        elif node.target is ATEN._fused_sgd_.default:
+            params, grads, buffers = args
+            options = {k: node.kwargs[k] for k in ("lr", "momentum", "weight_decay")}
+            with graph.inserting_before(node):
+                graph.call_function(sgd, (params, _shaped(grads), buffers), options)
+            graph.erase_node(node)
+    return prepare
+
+
+def _nothing() -> None: ...
+
+
+def _shaped(grads: list[fx.Node]) -> list[Any]:
+    """Gradients before they were made flat: one loop over a parameter then has its penalty and its update."""
+    return [g.args[0] if g.target is ATEN.view.default and g.args[1] == [-1] else g for g in grads]
+
+
+def _rates(step: Tensor, dtype: torch.dtype, options: Any) -> tuple[Callable[[], None], Tensor]:
+    """What sets Adam's rates for the step to come, and where: a compiler would find them for every few parameters.
+
+    Args:
+        step: how many were taken.
+        dtype: of the parameters.
+        options: of PyTorch's operation.
+    """
+    rates = torch.empty(3, dtype=dtype, device=step.device)
+
+    def doubles(*values: float) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=step.device)
+
+    factor = doubles(options["lr"], 1.0, 1 - options["lr"] * options["weight_decay"])
+    beta, power = doubles(options["beta1"], options["beta2"], 0.0), doubles(1.0, 0.5, 1.0)
+
+    def prepare() -> None:
+        torch.div(factor, (1 - beta ** (step + 1)) ** power, out=rates)
+
+    return prepare, rates
+
+
+def adam(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    rates: Tensor,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    decoupled: bool,
+) -> None:
+    """One step of Adam, in place.
+
+    Args:
+        params: parameters, which may be flat.
+        grads: gradients, of any shape.
+        firsts: moments of the gradients.
+        seconds: moments of their squares.
+        rates: shape (3,): the learning rate over 1 − β₁ᵗ, one over the root of 1 − β₂ᵗ, and what weights decay by.
+        beta1: of the first moments.
+        beta2: of the second.
+        eps: added to the root of the second moment.
+        decay: times the parameter, added to its gradient.
+        decoupled: multiply parameters with the third of the rates.
+    """
+    for p, g, m, v in zip(params, grads, firsts, seconds, strict=True):
+        p, m, v = (t.view(g.shape) for t in (p, m, v))
+        if decoupled:
+            p.mul_(rates[2])
+        elif decay:
+            g = g + decay * p
+        m.copy_(beta1 * m + (1 - beta1) * g)
+        v.copy_(beta2 * v + (1 - beta2) * g * g)
+        p.sub_(rates[0] * m / (v.sqrt() * rates[1] + eps))
+
+
+def sgd(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One step of stochastic gradient descent, in place, and not the first where there is momentum.
+
+    Args:
+        params: parameters, which may be flat.
+        grads: gradients, of any shape.
+        buffers: of momentum; none without.
+        lr: learning rate.
+        momentum: what is left of the buffers.
+        weight_decay: times the parameter, added to its gradient.
+    """
+    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+        p = p.view(g.shape)
+        if weight_decay:
+            g = g + weight_decay * p
+        if buffers:
+            g = buffers[i].view(g.shape).mul_(momentum).add_(g)
+        p.sub_(lr * g)
