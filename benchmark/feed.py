@@ -123,9 +123,9 @@ class Feed:
             source: number of the task all samples come from, where they come from one; None where they may be mixed.
             kept: what goes along.
         """
-        size, runs = len(self.pool.y), torch.arange(len(ids), device=self._device)[:, None]
-        task = ids.new_full((), source).expand(ids.shape) if source else ids // size + 1
-        index = ids - (task - 1) * size
+        runs = torch.arange(len(ids), device=self._device)[:, None]
+        task = self._number(source).expand(ids.shape) if source else ids // len(self.pool.y) + 1
+        index = ids - (self._first_id(source) if source else (task - 1) * len(self.pool.y))
         pixels, y = select(self.pool.x, index), self.pool.y[index]
         if (orders := self._orders(source)) is not None:
             # (R, values) where all samples are of one task, else (R, T, values).
@@ -133,8 +133,7 @@ class Feed:
             pixels = pixels.gather(-1, order)
         if (labels := self._labels(source)) is not None:
             y = labels.gather(1, y) if source else labels[runs, task - 1, y]
-        active = self._active(training)
-        mask = active[source - 1].expand(*ids.shape, -1) if source else active[task - 1]
+        mask = self._active_of(source, training).expand(*ids.shape, -1) if source else self._active(training)[task - 1]
         return Batch(self._inputs(pixels), y, mask, task, ids, keys, kept or {})
 
     def some(self, rows: Sequence[int]) -> Feed:
@@ -229,9 +228,23 @@ class Feed:
             self._known[what, of] = find(of)
         return self._known[what, of]
 
+    # Numbers as tensors: a step that was recorded, or compiled, is then the same for every task.
+    def _number(self, task: int) -> Tensor:
+        found: Tensor = self._once("number", lambda t: torch.tensor(t, device=self._device), task)
+        return found
+
+    def _first_id(self, task: int) -> Tensor:
+        found: Tensor = self._once("first id", lambda t: (self._number(t) - 1) * len(self.pool.y), task)
+        return found
+
     def _active(self, training: int) -> Tensor:
         """Outputs that compete for samples of each task, shape (T, C)."""
         found: Tensor = self._once("active", lambda t: self.pool.heads.training(t).to(self._device), training)
+        return found
+
+    def _active_of(self, source: int, training: int) -> Tensor:
+        # In memory of its own, for the same reason.
+        found: Tensor = self._once(f"active of {source}", lambda t: self._active(t)[source - 1].clone(), training)
         return found
 
     def _orders(self, source: int | None) -> Tensor | None:
