@@ -11,6 +11,7 @@ from benchmark import config, data, graphs
 from benchmark.perf import gpu
 from strategies import ER, EWC
 from tests.conftest import CPU
+from tests.test_compiled import compiler
 from tests.test_replayed_steps import rerun
 
 
@@ -23,6 +24,7 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu, "MANY", {"cpu": 3})
     monkeypatch.setattr(gpu, "WARM", 2)
     monkeypatch.setattr(gpu, "STEPS", 4)
+    monkeypatch.setattr(gpu, "COMPILED", (False,))
     monkeypatch.setitem(graphs.CAPTURES, "cpu", rerun)
 
 
@@ -38,11 +40,24 @@ def test_the_whole_check_passes_and_leaves_its_numbers(tmp_path, capsys, small, 
     lines = {line["what"]: line for line in told["lines"]}
     assert lines["2 complete runs, mnist-fashion"]["value"] > 0 and lines["runs that did not finish"]["value"] == 0
     assert {f"{n}, {s}, {p}" for n in ("1 run", "2 runs") for s, p in
-            (("naive", "float32"), ("ewc", "float32"), ("ewc", "tf32"))} <= lines.keys()  # fmt: skip
+            (("naive", "float32"), ("naive", "tf32"), ("ewc", "float32"), ("ewc", "tf32"))} <= lines.keys()  # fmt: skip
     assert len([what for what in lines if what.endswith("against the CPU")]) == 3  # two strategies, and a CNN
     assert lines["graphs"]["value"] > 9 and lines["no step became a graph"]["limit"] == 0
     assert lines["ewc: parameters, float64, one of 3 against the same alone"]["value"] < 1e-9
     assert graphs.CAPTURES["cpu"] is rerun
+
+
+@compiler
+@pytest.mark.slow
+def test_compiled_steps_are_checked_too(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(gpu, "COMPILED", (False, True))
+    asked = ["--device", "cpu", "--lambdas", "2", "--seeds", "1", "--stacks", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(gpu, "RECIPE", gpu.dataclasses.replace(gpu.RECIPE, lr=1e-2))
+    assert gpu.main(asked) == 0
+    lines = {line["what"]: line for line in json.loads((tmp_path / "gpu.json").read_text())["lines"]}
+    assert 0 < lines["er: parameters, float64, compiled against none"]["value"] < 1e-6
+    assert lines["2 complete runs, mnist-fashion, compiled"]["value"] > 0
+    assert {"1 run, ewc, float32", "1 run, ewc, tf32, compiled"} <= lines.keys()
 
 
 def test_a_device_that_computes_something_else_is_found_out(small, monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
 from benchmark.models import Model
 from benchmark.perf import executors, growth
-from benchmark.perf.measuring import Row
+from benchmark.perf.measuring import Row, apart, in_turn
 from benchmark.perf.tables import Section, markdown, written
 
 
@@ -29,6 +30,21 @@ def test_an_experiment_of_a_size_has_that_size_and_takes_time():
 def test_the_first_of_a_growing_row_has_no_exponent():
     table = markdown(Section("growth", "seconds", "exponent", [Row("1 run", 2.0, math.nan), Row("2 runs", 4.0, 1.0)]))
     assert table.splitlines()[2:] == ["| 1 run | 2 |  |", "| 2 runs | 4 | 1.00 |"]
+
+
+def threads_of_ours(first):
+    """A subject that says how often it ran, and whether PyTorch was loaded with our settings."""
+    ran, ours = [first], "GOMP_SPINCOUNT" in os.environ
+    return lambda: ran.append(ran[-1] + 1) or ran[-1] + 1000 * ours
+
+
+def test_the_loops_of_others_run_in_processes_without_our_settings():
+    assert os.environ["GOMP_SPINCOUNT"]
+    one, other = apart(threads_of_ours, 0), apart(threads_of_ours, 10)
+    assert [one(), other(), one(), other()] == [1, 11, 2, 12]
+    rows = in_turn({"one": (one, 1.0), "other": (other, 10.0)}, rounds=3)
+    assert [(row.name, row.value) for row in rows] == [("one", 5), ("other", 150)]
+    assert rows[1].ratio == pytest.approx(5 / 150) and os.environ["GOMP_SPINCOUNT"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from benchmark.feed import Lesson
 from benchmark.harness import Silent
 from benchmark.learner import Learner
 from benchmark.perf import training
-from benchmark.recipe import Recipe
+from benchmark.recipe import Precision, Recipe
 from benchmark.results import Store
 from benchmark.runs import Result, Run
 from strategies import ER, EWC, Naive, Params, Strategy, registry
@@ -44,6 +45,8 @@ PASSES = 9  # reads and writes of a tensor of parameters that Adam with a quadra
 # The preset `mnist-fashion`, whose file takes more than PyTorch to read.
 RECIPE = Recipe(optimizer="adam", lr=1e-4, batch_size=100, epochs=4, batchnorm="freeze-after-first")
 LAMBDAS, SEEDS = 50, 20
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32")
+COMPILED = (False, True)  # steps as they are, and in kernels made for them
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,11 @@ def equality(tasks: list[ImageSet], device: torch.device) -> Iterator[Line]:
     for strategy in (EWC(), ER()):
         runs = runs_of(strategy, "mlp", precision="float32", iterations=40)
         yield from attempted(strategy.name, functools.partial(graph_against_none, runs, tasks, device))
+    for strategy in (EWC(), ER()) if True in COMPILED else ():
+        runs = runs_of(strategy, "mlp", iterations=20)
+        yield from attempted(
+            f"{strategy.name}, compiled", functools.partial(compiled_against_none, runs, tasks, device)
+        )
     yield from attempted("a large stack", functools.partial(alone_and_among_many, tasks, device))
 
 
@@ -204,6 +212,14 @@ def graph_against_none(runs: list[Run], tasks: list[ImageSet], device: torch.dev
         graphs.CAPTURES.update(kept)
     what = f"{runs[0].strategy.name}: parameters, float32, graph against none"
     yield Line(what, apart(whole, kernel_by_kernel), "", 1e-6)
+
+
+def compiled_against_none(runs: list[Run], tasks: list[ImageSet], device: torch.device) -> Iterator[Line]:
+    """The same runs with steps compiled and without."""
+    kernels = [dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, compile=True)) for run in runs]
+    (made, _), (plain, _) = trained(kernels, tasks, device), trained(runs, tasks, device)
+    found = {run.key: made[kernel.key] for run, kernel in zip(runs, kernels, strict=True)}
+    yield Line(f"{runs[0].strategy.name}: parameters, float64, compiled against none", apart(found, plain), "", 1e-6)
 
 
 def alone_and_among_many(tasks: list[ImageSet], device: torch.device) -> Iterator[Line]:
@@ -283,10 +299,18 @@ def throughput(images: ImageSet, device: torch.device, floors: Floors, stacks: S
     yield Line("floor: traffic of the parameters", 1e6 * traffic, "µs a run and step")
     yield Line("floor: products, float32", 1e6 * products, "µs a run and step")
     for runs in stacks:
-        for strategy, precision in ((Naive(), "float32"), (EWC(), "float32"), (EWC(), "tf32")):
-            seconds = a_step(training.stack(images, list(range(runs)), strategy, precision, device, STEPS))
-            what = f"{runs} run{'s' if runs > 1 else ''}, {strategy.name}, {precision}"
-            yield Line(what, 1e6 * seconds / runs, f"µs a run and step ({1e3 * seconds:.2f} ms a step)")
+        for strategy in (Naive(), EWC()):
+            for precision, compile in itertools.product(PRECISIONS, COMPILED):
+                recipe = Recipe(batch_size=100, iterations=STEPS, precision=precision, compile=compile)
+                what = f"{runs} run{'s' * (runs > 1)}, {strategy.name}, {precision}{', compiled' * compile}"
+                job = functools.partial(training.stack, images, list(range(runs)), strategy, recipe, device)
+                yield from attempted(what, functools.partial(timed, what, runs, job))
+
+
+def timed(what: str, runs: int, job: Callable[[], tuple[Learner, Lesson, Strategy]]) -> Iterator[Line]:
+    """A stack's time a run and step."""
+    seconds = a_step(job())
+    yield Line(what, 1e6 * seconds / runs, f"µs a run and step ({1e3 * seconds:.2f} ms a step)")
 
 
 def a_step(job: tuple[Learner, Lesson, Strategy]) -> float:
@@ -304,7 +328,9 @@ def a_step(job: tuple[Learner, Lesson, Strategy]) -> float:
     return (marks[STEPS] - marks[WARM]) / (STEPS - WARM)
 
 
-def whole(tasks: list[ImageSet], device: torch.device, lambdas: int, seeds: int, floors: Floors) -> Iterator[Line]:
+def whole(
+    tasks: list[ImageSet], device: torch.device, lambdas: int, seeds: int, floors: Floors, *, compile: bool = False
+) -> Iterator[Line]:
     """Complete runs of `mnist-fashion`: λ by seeds, importances over all images, evaluation and tables included.
 
     Args:
@@ -313,11 +339,13 @@ def whole(tasks: list[ImageSet], device: torch.device, lambdas: int, seeds: int,
         lambdas: how many values of λ.
         seeds: of each.
         floors: measured.
+        compile: their steps.
     """
+    recipe = dataclasses.replace(RECIPE, compile=compile)
     scenario, model = scenarios.resolve(["mnist", "fashion-mnist"]), models.Model("mlp-bn")
     strategies = [EWC(lam=float(lam), estimator="empirical") for lam in torch.logspace(0, 7, lambdas).tolist()]
     runs = [
-        Run(scenario, model, RECIPE, strategy, "ewc", f"ewc (lam={strategy.lam:g})", seed)
+        Run(scenario, model, recipe, strategy, "ewc", f"ewc (lam={strategy.lam:g})", seed)
         for strategy in strategies
         for seed in range(seeds)
     ]
@@ -339,7 +367,10 @@ def whole(tasks: list[ImageSet], device: torch.device, lambdas: int, seeds: int,
     # The first task is trained once a seed.
     floor = PASSES * size * (len(runs) + seeds) * steps / 2 / floors.bandwidth
     yield Line(
-        f"{len(runs)} complete runs, mnist-fashion", seconds, "s", 60.0 if len(runs) == LAMBDAS * SEEDS else None
+        f"{len(runs)} complete runs, mnist-fashion{', compiled' * compile}",
+        seconds,
+        "s",
+        60.0 if len(runs) == LAMBDAS * SEEDS else None,
     )
     yield Line("runs an hour", 3600 * len(runs) / seconds, "")
     yield Line("floor: traffic of the parameters", floor, "s")
@@ -391,7 +422,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "equality": lambda: equality(tasks, device),
         "floors": lambda: floors.measure(device),
         "throughput": lambda: throughput(tasks[0], device, floors, asked.stacks),
-        "complete runs": lambda: whole(tasks, device, asked.lambdas, asked.seeds, floors),
+        **{
+            f"complete runs{', compiled' * compile}": functools.partial(
+                whole, tasks, device, asked.lambdas, asked.seeds, floors, compile=compile
+            )
+            for compile in COMPILED
+        },
         "graphs": lambda: iter(captures.lines(device)),
     }
     for title, check in sections.items():

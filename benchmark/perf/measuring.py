@@ -1,10 +1,13 @@
-"""Times that can be compared on a noisy machine: all subjects in turn, round after round in one process."""
+"""Times that can be compared on a noisy machine: all subjects in turn, round after round."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 Subject = Callable[[], float]
@@ -35,6 +38,34 @@ def timed(work: Callable[[], object]) -> Subject:
         return time.perf_counter() - started
 
     return subject
+
+
+def apart(make: Callable[..., Subject], *args: object) -> Subject:
+    """A subject of others' code in a process of its own, without the settings that ours gives its threads.
+
+    Args:
+        make: a function of the module level that returns the subject, called there.
+        args: of it; they travel.
+    """
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_undo_our_settings)
+    pool.submit(_make, make, *args).result()
+    return lambda: pool.submit(_once).result()
+
+
+_here: list[Subject] = []
+
+
+def _undo_our_settings() -> None:
+    # Read when PyTorch is loaded, which what is made here is the first to do.
+    os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def _make(make: Callable[..., Subject], *args: object) -> None:
+    _here[:] = [make(*args)]
+
+
+def _once() -> float:
+    return _here[0]()
 
 
 def in_turn(subjects: dict[str, tuple[Subject, float]], rounds: int) -> list[Row]:

@@ -14,7 +14,6 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 from benchmark import models, plan, scenarios, schedule
 from benchmark.data import ImageSet
 from benchmark.perf.measuring import Subject
-from benchmark.perf.training import CPU, STEPS, OneByOne
+from benchmark.perf.training import CPU, STEPS, Made, OneByOne
 from benchmark.recipe import Recipe
 from benchmark.runs import Run
 from strategies import EWC, Naive, Strategy
@@ -78,10 +77,12 @@ def _tensors(images: ImageSet) -> _Labelled:
     return _Labelled(TensorDataset(_inputs(images, images.train_x), images.train_y), images.train_y)
 
 
-def _speed(images: ImageSet, name: str, samples: Dataset[Any]) -> Subject:
+def speed(images: ImageSet, name: str, *, tensors: bool) -> Subject:
     """Training the second experience; importances, which come after it, do not count."""
+    warnings.filterwarnings("ignore", module="qpsolvers|avalanche")
     from avalanche.training.plugins import SupervisedPlugin
 
+    samples: Dataset[Any] = _tensors(images) if tensors else OneByOne(images)
     experiences = _experiences([_Labelled(samples, images.train_y[:n]) for n in (100, 100 * STEPS)])
 
     class Clock(SupervisedPlugin):  # type: ignore[misc]
@@ -103,16 +104,11 @@ def _speed(images: ImageSet, name: str, samples: Dataset[Any]) -> Subject:
     return subject
 
 
-def subjects(images: ImageSet) -> dict[str, Callable[[], Subject]]:
+def subjects(images: ImageSet) -> dict[str, Made]:
     """What goes into the table of `training.rows`."""
-    warnings.filterwarnings("ignore", module="qpsolvers|avalanche")
-    read: dict[str, Callable[[], Dataset[Any]]] = {
-        "Avalanche": lambda: OneByOne(images),
-        "Avalanche on tensors": lambda: _tensors(images),
-    }
     return {
-        f"{how}, {name}": functools.partial(lambda name, made: _speed(images, name, made()), name, made)
-        for how, made in read.items()
+        f"{how}, {name}": (functools.partial(speed, tensors=tensors), images, name)
+        for how, tensors in (("Avalanche", False), ("Avalanche on tensors", True))
         for name in ("naive", "ewc")
     }
 
@@ -122,6 +118,7 @@ def accuracies(tasks: list[ImageSet]) -> list[str]:
 
     Means of three seeds agree if they are within two points, or four standard errors of their difference.
     """
+    warnings.filterwarnings("ignore", module="qpsolvers|avalanche")
     ours, lines = _ours(tasks), []
     for name in ("naive", "ewc"):
         theirs = [_theirs(tasks, name, seed) for seed in SEEDS]

@@ -5,9 +5,12 @@ The network of the `notebook` preset, batch 100, Adam; an epoch is 600 steps, of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +21,8 @@ from benchmark.data import ImageSet
 from benchmark.executors import threads, workers_for
 from benchmark.feed import Feed, Lesson, Pool
 from benchmark.learner import Learner
-from benchmark.perf.measuring import Row, Subject, in_turn, timed
-from benchmark.recipe import Recipe
+from benchmark.perf.measuring import Row, Subject, apart, in_turn, timed
+from benchmark.recipe import Precision, Recipe
 from benchmark.runs import Run
 from strategies import ER, EWC, DERpp, LwF, Naive, Params, Setting, State, Strategy
 from strategies.stack import lift
@@ -27,7 +30,7 @@ from strategies.trees import tree_map
 
 CPU = torch.device("cpu")
 BATCH, EPOCH, STEPS, ROUNDS = 100, 600, 200, 5
-LOOP = "the notebook's loop"
+RECIPE = Recipe(batch_size=BATCH, iterations=STEPS)
 
 
 class OneByOne(Dataset[tuple[Tensor, int]]):
@@ -85,11 +88,14 @@ def plain_loop(images: ImageSet) -> Subject:
     return timed(steps)
 
 
-def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "float32") -> Subject:
+def stacked(
+    images: ImageSet, runs: int, strategy: Strategy, precision: Precision = "float32", *, compile: bool = False
+) -> Subject:
     """That many runs as the harness trains them: in stacks side by side, one thread each, where that is worth it."""
+    recipe = dataclasses.replace(RECIPE, precision=precision, compile=compile)
     workers, network = workers_for(CPU), models.Model("mlp-bn").build(images.shape, images.classes, seed=0)
     parts = plan.chunks(range(runs), plan.LARGEST_ON_CPU, workers, plan.worth_a_thread(network, BATCH))
-    jobs = [functools.partial(train, *stack(images, list(part), strategy, precision)) for part in parts]
+    jobs = [functools.partial(train, *stack(images, list(part), strategy, recipe)) for part in parts]
 
     def side_by_side() -> None:
         with threads(min(workers, len(jobs)), threading.Event()) as start:
@@ -100,15 +106,9 @@ def stacked(images: ImageSet, runs: int, strategy: Strategy, precision: str = "f
 
 
 def stack(
-    images: ImageSet,
-    seeds: list[int],
-    strategy: Strategy,
-    precision: str = "float32",
-    device: torch.device = CPU,
-    steps: int = STEPS,
+    images: ImageSet, seeds: list[int], strategy: Strategy, recipe: Recipe = RECIPE, device: torch.device = CPU
 ) -> tuple[Learner, Lesson, Strategy]:
     """A fresh stack before its second task: the first is plain for most strategies."""
-    recipe = Recipe(batch_size=BATCH, iterations=steps, precision=precision)  # type: ignore[arg-type]
     scenario, model = scenarios.resolve([images.name, images.name]), models.Model("mlp-bn")
     runs = [Run(scenario, model, recipe, strategy, strategy.name, strategy.name, seed) for seed in seeds]
     feed = Feed(Pool.of(scenario, [images, images], device), seeds, recipe.dtype)
@@ -130,23 +130,37 @@ def train(
     learner.train(lesson, strategy, state, hparams, every_step=every_step)
 
 
-def rows(images: ImageSet, more: dict[str, Callable[[], Subject]] | None = None) -> list[Row]:
+Made = tuple[Callable[..., Subject], *tuple[Any, ...]]
+"""A function of the module level that makes a subject, and its arguments."""
+
+
+def loops(images: ImageSet) -> dict[str, Made]:
+    """Loops of one run, by name; the first is what all else is compared with."""
+    return {"the notebook's loop": (notebook_loop, images), "a loop on tensors": (plain_loop, images)}
+
+
+def rows(images: ImageSet, more: dict[str, Made] | None = None) -> list[Row]:
     """Seconds a run and epoch, and times faster than the notebook's loop.
 
     Args:
         images: MNIST.
-        more: further subjects, by name.
+        more: further subjects of others' code, by name.
     """
-    counts: list[tuple[int, Strategy, str]] = []
-    counts += [(n, strategy, "float32") for strategy in (Naive(), EWC()) for n in (1, 8, 24)]
-    counts += [(n, strategy, "float32") for strategy in (ER(), LwF()) for n in (1, 8)]
-    counts += [(8, EWC(), "bfloat16")]
     an_epoch = EPOCH / STEPS
-    subjects = {LOOP: (notebook_loop(images), an_epoch), "a loop on tensors": (plain_loop(images), an_epoch)}
-    subjects |= {name: (make(), an_epoch) for name, make in (more or {}).items()}
-    for n, strategy, precision in counts:
-        name = f"{n} run{'s' if n > 1 else ''}, {strategy.name}{'' if precision == 'float32' else ', ' + precision}"
-        subjects[name] = (stacked(images, n, strategy, precision), an_epoch / n)
+    subjects = {name: (apart(*made), an_epoch) for name, made in (loops(images) | (more or {})).items()}
+
+    def add(runs: int, strategy: Strategy, precision: Precision = "float32", *, compile: bool = False) -> None:
+        how = [strategy.name, *([precision] if precision != "float32" else []), *(["compiled"] if compile else [])]
+        name = f"{runs} run{'s' if runs > 1 else ''}, {', '.join(how)}"
+        subjects[name] = (stacked(images, runs, strategy, precision, compile=compile), an_epoch / runs)
+
+    cases: list[tuple[Strategy, tuple[int, ...]]] = [(Naive(), (1, 8, 24)), (EWC(), (1, 8, 24))]
+    cases += [(ER(), (1, 8)), (LwF(), (1, 8))]
+    for strategy, counts in cases:
+        for runs, compile in itertools.product(counts, (False, True)):
+            add(runs, strategy, compile=compile)
+    add(8, EWC(), "bfloat16")
+    add(8, EWC(), "bfloat16", compile=True)
     return in_turn(subjects, ROUNDS)
 
 
