@@ -67,8 +67,10 @@ def _kernel(graph: fx.Graph, tensors: list[Tensor]) -> Kernel:
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             from torch import _inductor
 
+            # A wrapper in C++ gives the interpreter free for other stacks: kernels called from Python keep it.
+            options = {"cpp_wrapper": all(t.device.type == "cpu" for t in tensors)}
             try:
-                _KERNELS[key] = _inductor.compile(fx.GraphModule({}, graph), [*tensors])
+                _KERNELS[key] = _inductor.compile(fx.GraphModule({}, graph), [*tensors], options=options)
             except Exception as error:  # of many kinds, and whatever it is there is one way out
                 raise ValueError(
                     f"train.compile: PyTorch's compiler could not compile a step: {_gist(error)}. It needs a C++ "

@@ -33,7 +33,7 @@ def speed(say: Say) -> Iterator[Section]:
 def beside_peers(say: Say) -> Iterator[Section]:
     """Training beside Avalanche, where it is installed."""
     images = data.load("mnist", say=say)
-    yield _training(training.rows(images, peers.subjects(images)))
+    yield _training(training.rows(images, peers.SUBJECTS))
     for line in peers.accuracies([images, data.load("fashion-mnist", say=say)]):
         say(line)
 

@@ -40,15 +40,17 @@ def timed(work: Callable[[], object]) -> Subject:
     return subject
 
 
-def apart(make: Callable[..., Subject], *args: object) -> Subject:
+def apart(make: Callable[..., Subject], images: str, *args: object) -> Subject:
     """A subject of others' code in a process of its own, without the settings that ours gives its threads.
 
     Args:
         make: a function of the module level that returns the subject, called there.
-        args: of it; they travel.
+        images: its first argument, by name. Sent from here, they would leave a second set of threads in this process,
+            and OpenMP's threads hardly wait for each other where they are more than there are cores.
+        args: its others; they travel.
     """
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_undo_our_settings)
-    pool.submit(_make, make, *args).result()
+    pool.submit(_make, make, images, args).result()
     return lambda: pool.submit(_once).result()
 
 
@@ -60,8 +62,10 @@ def _undo_our_settings() -> None:
     os.environ.pop("GOMP_SPINCOUNT", None)
 
 
-def _make(make: Callable[..., Subject], *args: object) -> None:
-    _here[:] = [make(*args)]
+def _make(make: Callable[..., Subject], images: str, args: tuple[object, ...]) -> None:
+    from benchmark import data
+
+    _here[:] = [make(data.load(images), *args)]
 
 
 def _once() -> float:

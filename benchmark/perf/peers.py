@@ -104,13 +104,12 @@ def speed(images: ImageSet, name: str, *, tensors: bool) -> Subject:
     return subject
 
 
-def subjects(images: ImageSet) -> dict[str, Made]:
-    """What goes into the table of `training.rows`."""
-    return {
-        f"{how}, {name}": (functools.partial(speed, tensors=tensors), images, name)
-        for how, tensors in (("Avalanche", False), ("Avalanche on tensors", True))
-        for name in ("naive", "ewc")
-    }
+SUBJECTS: dict[str, Made] = {
+    f"{how}, {name}": (functools.partial(speed, tensors=tensors), name)
+    for how, tensors in (("Avalanche", False), ("Avalanche on tensors", True))
+    for name in ("naive", "ewc")
+}
+"""What goes into the table of `training.rows`."""
 
 
 def accuracies(tasks: list[ImageSet]) -> list[str]:

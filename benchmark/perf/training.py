@@ -72,10 +72,13 @@ def notebook_loop(images: ImageSet) -> Subject:
     return timed(steps)
 
 
-def plain_loop(images: ImageSet) -> Subject:
-    """What a careful loop of one run does: data as tensors, the fused optimiser, no DataLoader."""
-    network = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+def plain_loop(images: ImageSet, *, compile: bool = False) -> Subject:
+    """What a careful loop of one run does: data as tensors, the fused optimiser, no DataLoader; `torch.compile`."""
+    own = models.Model("mlp-bn").build(images.shape, 10, seed=0).train()
+    network: Callable[[Tensor], Tensor] = own
+    optimizer = torch.optim.Adam(own.parameters(), lr=1e-4, fused=True)
+    if compile:
+        network = torch.compile(own)
     criterion = nn.CrossEntropyLoss()
     x, y = images.train_x.float() / 255, images.train_y
 
@@ -131,12 +134,13 @@ def train(
 
 
 Made = tuple[Callable[..., Subject], *tuple[Any, ...]]
-"""A function of the module level that makes a subject, and its arguments."""
-
-
-def loops(images: ImageSet) -> dict[str, Made]:
-    """Loops of one run, by name; the first is what all else is compared with."""
-    return {"the notebook's loop": (notebook_loop, images), "a loop on tensors": (plain_loop, images)}
+"""A function of the module level that makes a subject of images, and its other arguments."""
+LOOPS: dict[str, Made] = {
+    "the notebook's loop": (notebook_loop,),
+    "a loop on tensors": (plain_loop,),
+    "a loop on tensors, compiled": (functools.partial(plain_loop, compile=True),),
+}
+"""Of one run; the first is what all else is compared with."""
 
 
 def rows(images: ImageSet, more: dict[str, Made] | None = None) -> list[Row]:
@@ -147,7 +151,9 @@ def rows(images: ImageSet, more: dict[str, Made] | None = None) -> list[Row]:
         more: further subjects of others' code, by name.
     """
     an_epoch = EPOCH / STEPS
-    subjects = {name: (apart(*made), an_epoch) for name, made in (loops(images) | (more or {})).items()}
+    subjects = {
+        name: (apart(make, images.name, *args), an_epoch) for name, (make, *args) in (LOOPS | (more or {})).items()
+    }
 
     def add(runs: int, strategy: Strategy, precision: Precision = "float32", *, compile: bool = False) -> None:
         how = [strategy.name, *([precision] if precision != "float32" else []), *(["compiled"] if compile else [])]
