@@ -22,6 +22,7 @@ from strategies.base import Setting
 T = TypeVar("T")
 
 LARGEST_ON_CPU = 32  # larger stacks gain no speed on a CPU, and results are written a stack at a time
+CACHED = 2**21  # parameters of a stack, beyond which a step of larger ones waits for memory
 MUCH = 2**24  # parameters times samples of a batch, from which on a step of one run keeps a core busy
 
 
@@ -107,12 +108,12 @@ def make(
         return Plan((), 0, 0)
     # One run of each kind: float hyperparameters and seeds change no size.
     kinds = {(r.model, r.recipe, r.strategy.family()): r for r in runs}
-    sizes, worths = zip(*(_needs(run, tasks) for run in kinds.values()), strict=True)
+    sizes, worths, sensible = zip(*(_needs(run, tasks) for run in kinds.values()), strict=True)
     run_bytes = max(sizes)
     workers, free = room or Room(workers_for(device), free_bytes(device) // workers_for(device))
     # Half of what is free: caches, the data and evaluation want the rest.
     fitting = max(int(free / 2 / run_bytes), 1)
-    largest = min(fitting, largest or (LARGEST_ON_CPU if device.type == "cpu" else fitting))
+    largest = min(fitting, largest or (min(sensible) if device.type == "cpu" else fitting))
     worth = max(worths) if room is None else 1  # elsewhere each stack has a process
     by_trunk: dict[Hashable, list[Run]] = {}
     for run in runs:
@@ -142,6 +143,15 @@ def worth_a_thread(network: nn.Module, batch: int) -> int:
         batch: samples of a step.
     """
     return 4 if sum(p.numel() for p in network.parameters()) * batch >= MUCH else 8
+
+
+def largest_on_cpu(network: nn.Module) -> int:
+    """How many runs a stack on a CPU has at most, where nobody asks for more.
+
+    Args:
+        network: of one run.
+    """
+    return min(max(CACHED // sum(p.numel() for p in network.parameters()), 8), LARGEST_ON_CPU)
 
 
 def _stack_key(run: Run) -> Hashable:
@@ -185,8 +195,8 @@ def chunks(items: Sequence[T], largest: int, workers: int = 1, worth: int = 1) -
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
-    """Bytes of a run in a stack, and how many such runs are worth a thread.
+def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int, int]:
+    """Bytes of a run in a stack, how many such runs are worth a thread, and how many a stack on a CPU has at most.
 
     Bytes: parameters, gradients, moments and temporaries; the strategy's state; activations of a batch.
     """
@@ -202,4 +212,4 @@ def _needs(run: Run, tasks: Sequence[ImageSet]) -> tuple[int, int]:
     batch = run.recipe.batch_size + run.strategy.recalls
     values = 7 * sum(p.numel() for p in params.values()) + kept + 4 * batch * layers
     bytes_ = values * (8 if run.recipe.precision == "float64" else 4)
-    return bytes_, worth_a_thread(network, run.recipe.batch_size)
+    return bytes_, worth_a_thread(network, run.recipe.batch_size), largest_on_cpu(network)

@@ -203,3 +203,22 @@ def test_without_a_compiler_the_user_hears_what_to_do(monkeypatch):
 def test_a_recipe_that_does_not_compile_is_the_one_it_was():
     assert "compile" not in Recipe(epochs=1).spec() and Recipe(epochs=1, compile=True).spec()["compile"] is True
     assert make_run().key != make_run(compile=True).key and make_run().trunk != make_run(compile=True).trunk
+
+
+@compiler
+def test_stacks_side_by_side_share_a_kernel(monkeypatch):
+    monkeypatch.setattr(compiled, "_KERNELS", {})
+
+    def trained(seed, **how):
+        generator = torch.Generator().manual_seed(seed)
+        weight, data = torch.zeros(64, 64), torch.rand(200, 64, 64, generator=generator)
+        step = replayed(lambda x: weight.add_(torch.bmm(x[None], weight[None] + 1)[0] / 64).tanh_().sum(), **how)
+        for x in data:
+            step(x)
+        return weight
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda seed: trained(seed, compile=True), range(8)))
+    assert len(compiled._KERNELS) == 1
+    assert all(torch.allclose(w, trained(seed), rtol=1e-4) for seed, w in enumerate(found))
+    assert not torch.allclose(found[0], found[1])

@@ -224,3 +224,16 @@ def test_chunks_hold_every_item_in_order_in_parts_of_nearly_equal_size(
 def test_fewer_runs_are_worth_a_thread_where_a_step_computes_more(batch: int, runs: int, expected: int) -> None:
     made = plan.make([run(Naive(), seed, batch_size=batch) for seed in range(runs)], IMAGES, CPU)
     assert (made.stacks, made.workers) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("width", "seeds", "expected"),
+    [(100, 40, [20, 20]), (256, 40, [6, 6, 7, 7, 7, 7]), (2000, 40, [6, 6, 7, 7, 7, 7]), (256, 7, [7])],
+)
+def test_stacks_on_a_cpu_are_no_larger_than_their_parameters_allow(width, seeds, expected) -> None:
+    wide = Model("mlp", (("widths", (width, width)),))
+    images = [dataclasses.replace(IMAGES[0], shape=(1, 28, 28))] * 2
+    made = plan.make([dataclasses.replace(run(Naive(), s), model=wide) for s in range(seeds)], images, CPU)
+    assert sorted(len(stack) for stack in stacks(made)) == expected
+    made = plan.make([dataclasses.replace(run(Naive(), s), model=wide) for s in range(seeds)], images, CPU, largest=40)
+    assert max(len(stack) for stack in stacks(made)) >= min(seeds, 20)

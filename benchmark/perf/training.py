@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,6 +79,7 @@ def plain_loop(images: ImageSet, *, compile: bool = False) -> Subject:
     network: Callable[[Tensor], Tensor] = own
     optimizer = torch.optim.Adam(own.parameters(), lr=1e-4, fused=True)
     if compile:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a GPU
         network = torch.compile(own)
     criterion = nn.CrossEntropyLoss()
     x, y = images.train_x.float() / 255, images.train_y
@@ -97,7 +99,7 @@ def stacked(
     """That many runs as the harness trains them: in stacks side by side, one thread each, where that is worth it."""
     recipe = dataclasses.replace(RECIPE, precision=precision, compile=compile)
     workers, network = workers_for(CPU), models.Model("mlp-bn").build(images.shape, images.classes, seed=0)
-    parts = plan.chunks(range(runs), plan.LARGEST_ON_CPU, workers, plan.worth_a_thread(network, BATCH))
+    parts = plan.chunks(range(runs), plan.largest_on_cpu(network), workers, plan.worth_a_thread(network, BATCH))
     jobs = [functools.partial(train, *stack(images, list(part), strategy, recipe)) for part in parts]
 
     def side_by_side() -> None:
