@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from benchmark.memory import out_of_memory
 from benchmark.unfused import spell_out
 from strategies.products import LINEAR
 
@@ -72,6 +73,8 @@ def _kernel(graph: fx.Graph, tensors: list[Tensor]) -> Kernel:
             try:
                 _KERNELS[key] = _inductor.compile(fx.GraphModule({}, graph), [*tensors], options=options)
             except Exception as error:  # of many kinds, and whatever it is there is one way out
+                if out_of_memory(error):
+                    raise
                 raise ValueError(
                     f"train.compile: PyTorch's compiler could not compile a step: {_gist(error)}. It needs a C++ "
                     "compiler such as g++ with Python's headers, and Triton on a GPU; or leave compile out"

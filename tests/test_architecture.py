@@ -22,7 +22,7 @@ SHELL = {"benchmark.cli", "benchmark.terminal"}  # put everything together, impo
 HEAVY = {"pydantic", "typer", "rich", "mlflow", "pandas", "seaborn", "matplotlib", "optuna", "scipy", "sklearn"}
 CORE = (
     "data", "own_data", "sources", "scenarios", "feed", "networks", "stackable", "models", "recipe", "learner", "harness",
-    "plan", "schedule", "executors", "files", "graphs", "replay", "memory", "blame", "runs", "metrics", "results", "keys", "perf.gpu",
+    "plan", "schedule", "executors", "files", "graphs", "replay", "compiled", "unfused", "memory", "blame", "runs", "metrics", "results", "keys", "perf.gpu",
 )  # fmt: skip
 
 
