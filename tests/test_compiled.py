@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from benchmark import compiled
+from benchmark import compiled, graphs
 from benchmark.models import Model
 from benchmark.recipe import Recipe
 from benchmark.replay import replayed
@@ -23,6 +23,7 @@ from strategies.lwf import LwF
 from strategies.rwalk import RWalk
 from strategies.si import SI
 from tests.conftest import make_run, train
+from tests.test_replayed_steps import rerun
 
 compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 REPLAY = {"memory": 30, "replay_batch": 10}
@@ -101,6 +102,15 @@ def test_accuracy_is_what_it_is_without(precision):
         for some in (runs, kernels)
     ]
     assert abs(means[0] - means[1]) < 0.01
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [EWC(lam=50), SI(lam=2)], ids=lambda s: s.name)
+def test_a_compiled_step_is_captured_as_one_that_is_not(strategy, monkeypatch):
+    captures = []
+    monkeypatch.setitem(graphs.CAPTURES, "cpu", lambda *given: captures.append(1) or rerun(*given))
+    assert differ(make_run(strategy)) < 1e-6 and captures
 
 
 @compiler
