@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmark.errors import Explained
 from benchmark.executors import Cancelled
 from benchmark.memory import out_of_memory
 from benchmark.runs import Run
@@ -26,7 +27,7 @@ def blamed(run: Run) -> Generator[None, None, None]:
         yield
     except Exception as error:
         named = isinstance(error, ValueError) and str(error).startswith("strategy ")
-        blameless = named or isinstance(error, Cancelled) or out_of_memory(error)
+        blameless = named or isinstance(error, Cancelled | Explained) or out_of_memory(error)
         if blameless or not registry.fingerprint(type(run.strategy)):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

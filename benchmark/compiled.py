@@ -9,7 +9,6 @@ It takes seconds, once a process for all steps that do the same with tensors of 
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from benchmark.errors import Explained
 from benchmark.memory import out_of_memory
 from benchmark.unfused import spell_out
 from strategies.products import LINEAR
@@ -28,7 +28,15 @@ Kernel = Callable[..., Sequence[Tensor]]
 
 _KERNELS: dict[object, Kernel] = {}
 _LOCK = threading.Lock()
+# A product by oneDNN as `strategies.products` asks for it, closed to a compiler that wants weights constant.
 _OPERATIONS = torch.library.Library("forgetbench", "FRAGMENT")
+_OPERATIONS.define("linear(Tensor x, Tensor weight) -> Tensor")
+_OPERATIONS.impl("linear", lambda x, weight: LINEAR(x, weight, None, "none", [], ""), "CPU")
+_OPERATIONS.impl("linear", lambda x, weight: x.new_empty(*x.shape[:-1], weight.shape[0]), "Meta")
+
+
+class CompileError(Explained):
+    """The compiler, or what it needs, is missing or failed."""
 
 
 def compiled(graph: fx.Graph, constants: dict[str, Tensor], inputs: Sequence[Tensor]) -> Kernel:
@@ -40,7 +48,8 @@ def compiled(graph: fx.Graph, constants: dict[str, Tensor], inputs: Sequence[Ten
         inputs: placeholders of the recorded call, for their shapes.
 
     Raises:
-        ValueError: the compiler, or what it needs, is missing or failed.
+        CompileError: it could not be compiled.
+        ValueError: the step has an optimiser that is none of a recipe's.
     """
     graph, constants = _copied(graph), dict(constants)
     prepare = spell_out(graph, constants)
@@ -48,13 +57,13 @@ def compiled(graph: fx.Graph, constants: dict[str, Tensor], inputs: Sequence[Ten
         if node.target is ATEN.bmm.out:  # the compiler knows no memory to put a product into, but copies
             node.target, node.args, node.kwargs = _product_into, (node.kwargs["out"], *node.args), {}
         elif node.op == "call_function" and node.target is LINEAR:
-            node.target, node.args = _linear(), node.args[:2]
-    given = _arguments(graph, constants)
-    kernel = _kernel(graph, [*given, *inputs])
+            node.target, node.args = torch.ops.forgetbench.linear.default, node.args[:2]
+    given, like = _arguments(graph, constants), [torch.empty_like(t) for t in inputs]
+    kernel, strides = _kernel(graph, [*given, *like]), [t.stride() for t in like]
 
     def call(*args: Tensor) -> Sequence[Tensor]:
         prepare()
-        return kernel(*given, *args)
+        return kernel(*given, *map(_laid_out, args, strides))
 
     return call
 
@@ -68,14 +77,16 @@ def _kernel(graph: fx.Graph, tensors: list[Tensor]) -> Kernel:
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             from torch import _inductor
 
-            # A wrapper in C++ gives the interpreter free for other stacks: kernels called from Python keep it.
-            options = {"cpp_wrapper": all(t.device.type == "cpu" for t in tensors)}
+            # A wrapper in C++ gives the interpreter free for other stacks: kernels called from Python keep it. On a GPU
+            # kernels are chosen by the clock unless told not to, and would add in another order the next time.
+            on_cpu = all(t.device.type == "cpu" for t in tensors)
+            options = {"cpp_wrapper": True} if on_cpu else {"deterministic": True}
             try:
                 _KERNELS[key] = _inductor.compile(fx.GraphModule({}, graph), [*tensors], options=options)
             except Exception as error:  # of many kinds, and whatever it is there is one way out
                 if out_of_memory(error):
                     raise
-                raise ValueError(
+                raise CompileError(
                     f"train.compile: PyTorch's compiler could not compile a step: {_gist(error)}. It needs a C++ "
                     "compiler such as g++ with Python's headers, and Triton on a GPU; or leave compile out"
                 ) from error
@@ -91,7 +102,14 @@ def _described(tensors: list[Tensor]) -> tuple[Any, ...]:
     """What a kernel depends on: layouts, and which tensors lie in the same memory."""
     memory: dict[int, int] = {}
     return tuple(
-        (t.dtype, t.device, t.shape, t.stride(), memory.setdefault(t.untyped_storage().data_ptr(), i))
+        (
+            t.dtype,
+            t.device,
+            t.shape,
+            t.stride(),
+            t.storage_offset(),
+            memory.setdefault(t.untyped_storage().data_ptr(), i),
+        )
         for i, t in enumerate(tensors)
     )
 
@@ -138,14 +156,12 @@ def _fills_its_memory(t: Tensor) -> bool:
     return t.is_contiguous() and t.numel() * t.itemsize == t.untyped_storage().nbytes() > 0
 
 
+def _laid_out(t: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A tensor as a kernel takes it for granted: what comes out of a step, or is a copy, may lie in another order."""
+    if t.stride() == strides:
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
 def _product_into(memory: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return memory.copy_(torch.bmm(a, b))
-
-
-@functools.cache
-def _linear() -> Any:
-    """A product by oneDNN as `strategies.products` asks for it, closed to a compiler that wants weights constant."""
-    _OPERATIONS.define("linear(Tensor x, Tensor weight) -> Tensor")
-    _OPERATIONS.impl("linear", lambda x, weight: LINEAR(x, weight, None, "none", [], ""), "CPU")
-    _OPERATIONS.impl("linear", lambda x, weight: x.new_empty(*x.shape[:-1], weight.shape[0]), "Meta")
-    return torch.ops.forgetbench.linear.default

@@ -55,7 +55,7 @@ def captured(step: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., A
         args: of the first call to come, for their shapes; nothing is computed with them yet.
 
     Raises:
-        RuntimeError: memory ran out.
+        Exception: memory ran out.
     """
     given = leaves(args)
     if not given or (capture := CAPTURES.get(given[0].device.type)) is None:
@@ -71,7 +71,7 @@ def captured(step: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., A
 
     try:
         launch = capture(lambda: tree_map(apart, step(*regrown(args, own))), given[0].device)
-    except RuntimeError as error:
+    except Exception as error:  # compiled kernels raise their own kinds
         if out_of_memory(error):  # a smaller stack has room for a graph
             raise
         reason = str(error).strip().split("\n")[0]

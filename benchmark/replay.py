@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +43,8 @@ def replayed(step: Callable[..., Any], *, compile: bool = False) -> Callable[...
         compile: what was recorded, rather than play it back.
 
     Returns:
-        A function whose results may be overwritten by its next call.
+        A function whose results may be overwritten by its next call. Its second call raises ValueError for a step that
+        was to be compiled but looks at values, and `compiled.CompileError`.
     """
     calls, current = 0, step
 
@@ -64,8 +64,11 @@ def replayed(step: Callable[..., Any], *, compile: bool = False) -> Callable[...
             result = step(*regrown(args, inputs))
         recorded = recorder.recorded(leaves(result))
         if recorded is None and compile:
-            warnings.warn("a training step looks at values of its tensors, so it runs uncompiled", stacklevel=2)
-        elif recorded is not None:
+            raise ValueError(
+                f"train.compile: a training step looks at values of its tensors ({recorder.looked_by}), and kernels "
+                "cannot; compute with tensors only, or leave compile out"
+            )
+        if recorded is not None:
             graph, constants = recorded
             forward = compiled(graph, constants, inputs) if compile else _played(graph, constants)
             current = _regrowing(forward, result)
@@ -89,7 +92,7 @@ class _Recorder(TorchDispatchMode):
         self._constants: dict[str, Tensor] = {}
         # Names of tensors, for as long as they live: of what was made or put in, and of constants.
         self._made, self._constant = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        self._reads_values = False
+        self.looked_by: Any = None  # the first operation that told Python values
         for i, t in enumerate(inputs):
             self._made[t] = self._graph.placeholder(f"input{i}")
 
@@ -97,7 +100,8 @@ class _Recorder(TorchDispatchMode):
         """Run an operation and write it down."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self._reads_values |= _reads_values(func, args)
+        if self.looked_by is None and _reads_values(func, args):
+            self.looked_by = func
         if func is ATEN.lift_fresh.default:
             # What the code has as a constant, `torch.tensor(2.0)`, is a new tensor each time: it may be written into.
             func, args = ATEN.clone.default, (args[0].clone(),)
@@ -133,7 +137,7 @@ class _Recorder(TorchDispatchMode):
         Args:
             results: of the recorded call.
         """
-        if self._reads_values:
+        if self.looked_by is not None:
             return None
         self._graph.output(self._named(tuple(results)))
         for node in reversed(self._graph.nodes):

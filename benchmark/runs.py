@@ -140,8 +140,8 @@ class Result:
             `failed`.
         accuracy: accuracy matrix, shape (T + 1, T); NaN from the task on in which the run diverged or was pruned, and
             all of it if it failed.
-        train_seconds: wall time of training (evaluations on the way included, importances not), divided by the runs of
-            its stack, and the same of its trunk by `trunk_runs`; stacks side by side each count in full.
+        train_seconds: wall time of training (evaluations on the way and compiling included, importances not), divided
+            by the runs of its stack, and the same of its trunk by `trunk_runs`; stacks side by side each count in full.
         stack_size: runs that trained together after the first task.
         trunk_runs: runs handed in together, by an experiment or for a batch of a study's trials, that shared the first
             task's training; 1 if it was this run's own. Each batch counts a trunk anew, also one that an earlier one

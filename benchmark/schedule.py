@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmark.data import ImageSet
+from benchmark.errors import Explained
 from benchmark.executors import HERE, Cancelled, Executor, Job, Lost, LostWorkers, Submit, Ticket, then
 from benchmark.harness import Listener, Prune, Silent, Site, title, train_stack, train_trunk
 from benchmark.memory import out_of_memory
@@ -113,9 +114,8 @@ def failed(error: Exception) -> Failure:
     """What an exception says."""
     said = " ".join(str(error).split())
     # A message of ours explains itself; others need their name.
-    reason = (
-        said if isinstance(error, Lost) or (type(error) is ValueError and said) else f"{type(error).__name__}: {said}"
-    )
+    ours = isinstance(error, Lost | Explained) or (type(error) is ValueError and said)
+    reason = said if ours else f"{type(error).__name__}: {said}"
     trace = "".join(traceback.format_exception(error))
     return Failure(reason[:500], trace, out_of_memory(error), isinstance(error, LostWorkers))
 

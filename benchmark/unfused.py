@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 
 ATEN = torch.ops.aten
+FUSED = {ATEN._fused_adam_.default, ATEN._fused_adamw_.default, ATEN._fused_sgd_.default}
+UNKNOWN = ("amsgrad", "maximize", "nesterov", "dampening")
 RATES = "rates"
 
 
@@ -26,9 +28,17 @@ def spell_out(graph: fx.Graph, constants: dict[str, Tensor]) -> Callable[[], Non
 
     Returns:
         What to call before each step, which sets these rates.
+
+    Raises:
+        ValueError: it has several optimisers, or one with options that no recipe has.
     """
-    prepare = _nothing
-    for node in list(graph.nodes):
+    prepare, found = _nothing, [node for node in graph.nodes if node.target in FUSED]
+    if len(found) > 1 or any(node.kwargs.get(option) for node in found for option in UNKNOWN):
+        raise ValueError(
+            f"train.compile: expected one optimiser a step, without {', '.join(UNKNOWN)}; got "
+            f"{'; '.join(str(node.target) for node in found)}"
+        )
+    for node in found:
         args: Any = node.args
         if node.target in {ATEN._fused_adam_.default, ATEN._fused_adamw_.default}:
             params, grads, firsts, seconds, _, counts = args
@@ -42,7 +52,7 @@ def spell_out(graph: fx.Graph, constants: dict[str, Tensor]) -> Callable[[], Non
                 rates = graph.get_attr(RATES)
                 graph.call_function(adam, (params, _shaped(grads), firsts, seconds, rates), options)
             graph.erase_node(node)
-        elif node.target is ATEN._fused_sgd_.default:
+        else:
             params, grads, buffers = args
             options = {k: node.kwargs[k] for k in ("lr", "momentum", "weight_decay")}
             with graph.inserting_before(node):

@@ -322,6 +322,8 @@ def _frame(found: list[Run], names: dict[str, str]) -> pd.DataFrame:
         curves = {k: v for k, v in run.data.metrics.items() if not k.startswith("acc/")}
         rows.append(fixed | {k: v for k, v in params.items() if k not in fixed} | curves)
     frame = pd.DataFrame(rows)
+    if "compile" in frame:  # runs name it only where it is on, see `benchmark.recipe`
+        frame["compile"] = frame["compile"].fillna("False")
     for name in frame.columns.difference([c for c in COLUMNS if c != "seed"]):
         numbers = pd.to_numeric(frame[name], errors="coerce")
         if numbers.notna().equals(frame[name].notna()):

@@ -254,6 +254,15 @@ def test_runs_whose_labels_tell_a_difference_stay_with_those_they_are_compared_t
     ]
 
 
+def test_runs_that_do_not_name_compiled_steps_have_none(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    compiled = [*made.seeds("naive[compile=true]", 2, compile="True"), *made.seeds("ewc", 2, keeps=0.9, lam="10")]
+    made.track(uri, "compiled", compiled, folder)
+    made.track(uri, "others", made.seeds("si", 2, compile="True"), folder)
+    sections = document.build(load.load(uri, experiments=["compiled", "others"]), allow_mixed=True).sections
+    assert [[*dict.fromkeys(s.runs["strategy"])] for s in sections] == [["naive[compile=true]", "ewc"], ["si"]]
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_label_that_tells_the_steps_of_a_recipe_tells_its_epochs_too(tracked, mixed: bool) -> None:
     short = made.seeds("naive[iterations=100]", 2, epochs="", iterations="100")

@@ -188,9 +188,10 @@ def test_a_state_that_comes_back_in_other_places_is_captured_as_it_is(step, monk
         assert all(torch.equal(s, t) for s, t in ((mine, expected), (a, c), (b, d)))
 
 
-def test_what_cannot_be_captured_is_replayed_and_said(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_what_cannot_be_captured_is_replayed_and_said(kind, monkeypatch):
     def refuse(work, device):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        raise kind("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setitem(graphs.CAPTURES, "cpu", refuse)
     step = replayed(lambda x: 2 * x)
