@@ -112,7 +112,7 @@ class _Recorder(TorchDispatchMode):
             return result
         node = self._graph.call_function(func, *self._named((tuple(args), kwargs)))
         if isinstance(result, Tensor):
-            self._made[result] = node
+            self._made[result], node.meta["shape"] = node, result.shape
         elif isinstance(result, tuple | list):
             for i, t in enumerate(result):
                 if isinstance(t, Tensor):

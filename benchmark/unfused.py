@@ -40,33 +40,43 @@ def spell_out(graph: fx.Graph, constants: dict[str, Tensor]) -> Callable[[], Non
         )
     for node in found:
         args: Any = node.args
-        if node.target in {ATEN._fused_adam_.default, ATEN._fused_adamw_.default}:
-            params, grads, firsts, seconds, _, counts = args
-            decoupled = node.target is ATEN._fused_adamw_.default
-            # All parameters have taken as many steps.
-            step, dtype = constants[counts[0].target], constants[params[0].target].dtype
-            prepare, constants[RATES] = _rates(step, dtype, node.kwargs)
-            options = {k: node.kwargs[k] for k in ("beta1", "beta2", "eps")}
-            options |= {"decay": 0.0 if decoupled else node.kwargs["weight_decay"], "decoupled": decoupled}
-            with graph.inserting_before(node):
-                rates = graph.get_attr(RATES)
-                graph.call_function(adam, (params, _shaped(grads), firsts, seconds, rates), options)
-            graph.erase_node(node)
-        else:
-            params, grads, buffers = args
-            options = {k: node.kwargs[k] for k in ("lr", "momentum", "weight_decay")}
-            with graph.inserting_before(node):
-                graph.call_function(sgd, (params, _shaped(grads), buffers), options)
-            graph.erase_node(node)
+        grads = [_before_flattened(g) for g in args[1]]
+        with graph.inserting_before(node):
+            if node.target is ATEN._fused_sgd_.default:
+                params, buffers = (_shaped_like(grads, flat, graph, constants) for flat in (args[0], args[2]))
+                options = {k: node.kwargs[k] for k in ("lr", "momentum", "weight_decay")}
+                graph.call_function(sgd, (params, grads, buffers), options)
+            else:
+                decoupled = node.target is ATEN._fused_adamw_.default
+                options = {k: node.kwargs[k] for k in ("beta1", "beta2", "eps")}
+                options |= {"decay": 0.0 if decoupled else node.kwargs["weight_decay"], "decoupled": decoupled}
+                # All parameters have taken as many steps.
+                step, dtype = constants[args[5][0].target], constants[args[0][0].target].dtype
+                prepare, constants[RATES] = _rates(step, dtype, node.kwargs)
+                params, firsts, seconds = (
+                    _shaped_like(grads, flat, graph, constants) for flat in (args[0], *args[2:4])
+                )
+                graph.call_function(adam, (params, grads, firsts, seconds, graph.get_attr(RATES)), options)
+        graph.erase_node(node)
     return prepare
 
 
 def _nothing() -> None: ...
 
 
-def _shaped(grads: list[fx.Node]) -> list[Any]:
-    """Gradients before they were made flat: one loop over a parameter then has its penalty and its update."""
-    return [g.args[0] if g.target is ATEN.view.default and g.args[1] == [-1] else g for g in grads]
+def _before_flattened(grad: fx.Node) -> fx.Node:
+    source: Any = grad.args[0] if grad.target is ATEN.view.default and grad.args[1] == [-1] else grad
+    return source
+
+
+def _shaped_like(
+    grads: list[fx.Node], flat: list[fx.Node], graph: fx.Graph, constants: dict[str, Tensor]
+) -> list[fx.Node]:
+    """The optimiser's tensors in the shapes of gradients: then a penalty's gradient and the update are one loop."""
+    names = [f"shaped_{node.target}" for node in flat]
+    for name, node, grad in zip(names, flat, grads, strict=False):  # there may be no buffers
+        constants[name] = constants[str(node.target)].view(grad.meta["shape"])
+    return [graph.get_attr(name) for name in names]
 
 
 def _rates(step: Tensor, dtype: torch.dtype, options: Any) -> tuple[Callable[[], None], Tensor]:
@@ -107,8 +117,8 @@ def adam(
     """One step of Adam, in place.
 
     Args:
-        params: parameters, which may be flat.
-        grads: gradients, of any shape.
+        params: parameters.
+        grads: gradients.
         firsts: moments of the gradients.
         seconds: moments of their squares.
         rates: shape (3,): the learning rate over 1 − β₁ᵗ, one over the root of 1 − β₂ᵗ, and what weights decay by.
@@ -119,7 +129,6 @@ def adam(
         decoupled: multiply parameters with the third of the rates.
     """
     for p, g, m, v in zip(params, grads, firsts, seconds, strict=True):
-        p, m, v = (t.view(g.shape) for t in (p, m, v))
         if decoupled:
             p.mul_(rates[2])
         elif decay:
@@ -141,17 +150,16 @@ def sgd(
     """One step of stochastic gradient descent, in place, and not the first where there is momentum.
 
     Args:
-        params: parameters, which may be flat.
-        grads: gradients, of any shape.
+        params: parameters.
+        grads: gradients.
         buffers: of momentum; none without.
         lr: learning rate.
         momentum: what is left of the buffers.
         weight_decay: times the parameter, added to its gradient.
     """
     for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        p = p.view(g.shape)
         if weight_decay:
             g = g + weight_decay * p
         if buffers:
-            g = buffers[i].view(g.shape).mul_(momentum).add_(g)
+            g = buffers[i].mul_(momentum).add_(g)
         p.sub_(lr * g)

@@ -136,12 +136,12 @@ def optimized(cls, step, **options):
 
 @pytest.mark.parametrize(("cls", "decoupled"), [(torch.optim.Adam, False), (torch.optim.AdamW, True)])
 def test_adam_spelled_out_is_adam(cls, decoupled):
-    first, second = torch.zeros(2, 12, dtype=torch.float64)
+    first, second = torch.zeros(2, 3, 4, dtype=torch.float64)
 
     def step(t, p, g):
         rates = torch.tensor([1e-2 / (1 - 0.9**t), (1 - 0.999**t) ** -0.5, 1 - 1e-2 * 0.1], dtype=torch.float64)
         kwargs = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decay": 0.0 if decoupled else 0.1, "decoupled": decoupled}
-        adam([p.view(-1)], [g], [first], [second], rates, **kwargs)
+        adam([p], [g], [first], [second], rates, **kwargs)
 
     theirs, ours = optimized(cls, step, lr=1e-2, weight_decay=0.1)
     assert torch.allclose(theirs, ours, rtol=1e-12, atol=1e-14)
@@ -149,11 +149,11 @@ def test_adam_spelled_out_is_adam(cls, decoupled):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_spelled_out_is_sgd(momentum):
-    buffer = torch.zeros(12, dtype=torch.float64)
+    buffer = torch.zeros(3, 4, dtype=torch.float64)
 
     def step(t, p, g):
         buffers = [buffer] if momentum else []
-        sgd([p.view(-1)], [g], buffers, lr=0.1, momentum=momentum, weight_decay=0.1)
+        sgd([p], [g], buffers, lr=0.1, momentum=momentum, weight_decay=0.1)
 
     theirs, ours = optimized(torch.optim.SGD, step, lr=0.1, momentum=momentum, weight_decay=0.1)
     assert torch.allclose(theirs, ours, rtol=1e-12, atol=1e-14)
