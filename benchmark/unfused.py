@@ -65,8 +65,8 @@ def _nothing() -> None: ...
 
 
 def _before_flattened(grad: fx.Node) -> fx.Node:
-    source: Any = grad.args[0] if grad.target is ATEN.view.default and grad.args[1] == [-1] else grad
-    return source
+    flattened = grad.target is ATEN.view.default and grad.args[1] == [-1]
+    return grad.all_input_nodes[0] if flattened else grad
 
 
 def _shaped_like(
